@@ -1,0 +1,58 @@
+# One virtual environment, made anew whenever pyproject.toml changes; every target uses it.
+SHELL := bash
+VENV ?= .venv
+EXTRAS ?= dev
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := $(VENV)/bin/python
+SCRIPTS := .ci/run $(wildcard launch/*.sh)
+# Two tests at a time: more only compete for the cores that XLA already uses.
+WORKERS ?= 2
+CONFIG ?= experiments/speedy.py
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 12
+
+venv: $(VENV)/.installed ## the virtual environment, with the package and its development tools
+
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --editable '.[$(EXTRAS)]'
+	touch $@
+
+lint: venv ## ruff and shellcheck
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/shellcheck $(SCRIPTS)
+
+format: venv ## let ruff mend what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+test: venv ## the fast tests and the examples of the docstrings
+	$(PY) -m pytest -n $(WORKERS)
+
+test-slow: venv ## the tests that need minutes
+	$(PY) -m pytest -m 'slow and not device' --timeout 900
+
+test-device: venv ## the tests that need an accelerator
+	$(PY) -m pytest -m device --timeout 900
+
+demo: venv ## a held-out atmosphere from few observations, by the packaged prior
+	$(PY) -m wind_jax.infer --config experiments/sparse_obs.py --config.workdir=runs/sparse_obs
+	@ls runs/sparse_obs/figures/*.png
+
+forecast: venv ## an ensemble forecast, by the packaged prior
+	$(PY) -m wind_jax.infer --config experiments/forecast.py --config.workdir=runs/forecast
+	@ls runs/forecast/figures/*.png
+
+bench: venv ## seconds, FLOP/s and memory of a training step and of sampling; CONFIG=experiments/...
+	$(PY) benchmarks/train_step.py --config $(CONFIG)
+	$(PY) benchmarks/sample.py --config $(CONFIG)
+
+clean: ## remove what the targets above made, except runs/ and data/
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: help venv lint format test test-slow test-device demo forecast bench clean

@@ -1,0 +1,94 @@
+"""What both benchmarks share: how a call is timed, how memory is read, how the result is printed."""
+
+import argparse
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from wind_jax import config as configuration
+from wind_jax.data.forcings import FORCING_NAMES
+from wind_jax.data.variables import channels
+from wind_jax.model.uvit import UViTConfig
+
+
+def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, ConfigDict]:
+    """The benchmark's own integer options with their defaults, and the experiment of --config."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    own, rest = parser.parse_known_args()
+    for name in defaults:
+        if getattr(own, name) < 1:
+            parser.error(f"--{name} is {getattr(own, name)}, expected 1 or more")
+    try:
+        return own, configuration.load(rest)[0]
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def architecture(c: ConfigDict) -> UViTConfig:
+    """The network of an experiment for training."""
+    height, width = c.data.grid
+    return UViTConfig(
+        channels=len(channels(c.data.variables or None, c.data.levels or None)),
+        latitude=height,
+        longitude=width,
+        forcings=len(FORCING_NAMES),
+        **c.model.to_dict(),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled function and what compiling it took."""
+
+    call: Callable
+    seconds: float
+    memory: dict[str, int]
+
+
+def compiled(function: Callable, *args: Any) -> Compiled:
+    """Compiles a jitted function for `args`; its memory, in bytes per device, is the compiler's account."""
+    began = time.perf_counter()
+    call = function.lower(*args).compile()
+    analysis = call.memory_analysis()
+    return Compiled(
+        call,
+        time.perf_counter() - began,
+        {"arguments": analysis.argument_size_in_bytes, "temporary": analysis.temp_size_in_bytes},
+    )
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median wall-clock time of `run`, to the end of its work on the device; a first run is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        jax.block_until_ready(run())
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def peak_memory() -> dict[str, int | None]:
+    """Peak bytes of this process on the host and on its first device, None where that does not tell."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "peak_host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_device": stats.get("peak_bytes_in_use"),
+    }
+
+
+def report(result: dict[str, Any]) -> None:
+    """Prints one JSON object, with the device it holds for."""
+    device = jax.devices()[0]
+    where = {"device": device.device_kind, "devices": jax.device_count(), "jax": jax.__version__}
+    print(json.dumps(where | result, indent=2))

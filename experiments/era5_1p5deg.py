@@ -1,0 +1,46 @@
+"""Pre-training on ERA5 at 1.5 degrees: 70 channels, 457.8 M parameters (WIND, arXiv 2602.03924).
+
+    python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
+    launch/tpu.sh ... --config experiments/era5_1p5deg.py
+
+Differs from `speedy.py` by data and size, and by what size asks for (memory, step count) alone.
+Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import speedy
+
+
+def get_config() -> ConfigDict:
+    c = speedy.get_config()
+    c.workdir = "runs/era5_1p5deg"
+
+    c.data.path = (
+        "gs://weatherbench2/datasets/era5/1959-2022-6h-240x121_equiangular_with_poles_conservative.zarr"
+    )
+    c.data.validation_path = c.data.path
+    c.data.grid = (121, 240)
+    c.data.levels = ()  # all 13
+    c.data.period = ("1979-01-01", "2019-12-31")
+    c.data.validation_period = ("2021-01-01", "2021-12-31")
+    c.data.in_memory = False
+    c.data.workers = 16
+
+    c.model.widths = (256, 512, 1024, 2048)
+    c.model.blocks = ("res", "res", "transformer", "transformer")
+    c.model.depth = 4
+    c.model.embedding = 256
+    c.model.remat = True
+    c.model.dtype = "bfloat16"
+
+    c.optimizer.learning_rate = 1e-4
+    c.optimizer.warmup = 5000
+    c.optimizer.steps = 300_000
+    c.batch_size = 32
+
+    c.log_every = 100
+    c.checkpoint_minutes = 20.0
+    c.validation_minutes = 120.0
+    c.validation.windows = 64
+    return c

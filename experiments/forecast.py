@@ -1,0 +1,43 @@
+"""A 5-day ensemble forecast with the packaged prior, from the held-out sample.
+
+    python -m wind_jax.infer --config experiments/forecast.py
+    python -m wind_jax.infer --config experiments/forecast.py --config.task.leads=40 --config.members=16
+
+Windows chain: each starts from the last `context` frames of the one before. Scored by lead time against persistence
+and climatology.
+
+Hardware: two CPU cores, 6 GB of memory. Time and scores: see README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.workdir = "runs/forecast"
+    c.seed = 0
+    c.prior = "embedded"  # or the path of a prior.npz
+
+    c.data = ConfigDict()
+    c.data.path = "embedded"  # or the path or URL of an archive
+    c.data.climatology = "embedded"  # or a file of wind_jax.data.climatology
+    c.data.period = ()  # (first, last) day of the forecasts, empty: all
+    c.data.missing_static = "error"  # or "zeros"
+
+    c.task = ConfigDict()
+    c.task.name = "forecast"
+    c.task.context = 2  # known frames at the start of each window
+    c.task.leads = 20  # new frames, 6 h apart
+
+    c.cases = 4  # start times, spread evenly over the period
+    c.members = 8
+    c.member_batch = 0  # members run together, 0: by memory
+
+    c.sampler = ConfigDict()
+    c.sampler.name = "ddim"  # or "euler", "heun"
+    c.sampler.steps = 20
+    c.sampler.start = 0.98
+    c.sampler.eta = 0.0
+
+    c.figures = True
+    return c

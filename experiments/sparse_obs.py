@@ -1,0 +1,50 @@
+"""A global weather sequence from 1 % of its values, with the packaged prior and held-out sample.
+
+    python -m wind_jax.infer --config experiments/sparse_obs.py
+    python -m wind_jax.infer --config experiments/sparse_obs.py --config.task.fraction=0.05 --config.members=16
+
+Every variable, level and frame is observed at its own random 1 % of the cells, with errors of 5 % of one standard
+deviation. Scores are over the cells that were not observed.
+
+Hardware: two CPU cores, 6 GB of memory. Time and scores: see README.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.workdir = "runs/sparse_obs"
+    c.seed = 0
+    c.prior = "embedded"  # or the path of a prior.npz
+
+    c.data = ConfigDict()
+    c.data.path = "embedded"  # or the path or URL of an archive
+    c.data.climatology = "embedded"  # or a file of wind_jax.data.climatology
+    c.data.period = ()  # (first, last) day of the windows, empty: all
+    c.data.missing_static = "error"  # or "zeros"
+
+    c.task = ConfigDict()
+    c.task.name = "sparse_obs"
+    c.task.fraction = 0.01  # of the cells of each field
+    c.task.error = 0.05  # standard deviation of the observation error, as a fraction of the channel's
+    c.task.variables = ()  # observed ones, empty: all
+
+    c.cases = 2  # windows, spread evenly over the period
+    c.members = 8
+    c.member_batch = 0  # members run together, 0: by memory
+
+    c.sampler = ConfigDict()
+    c.sampler.name = "ddim"  # or "euler", "heun"
+    c.sampler.steps = 32
+    c.sampler.start = 0.98
+    c.sampler.eta = 0.0
+
+    c.guidance = ConfigDict()
+    c.guidance.method = "mmps"  # or "dps"
+    c.guidance.variance = "nominal"  # or "adaptive"
+    c.guidance.mmps = ConfigDict(dict(iterations=2, solver="cg", whiten=True))
+    c.guidance.dps = ConfigDict(dict(scale=1.0))
+
+    c.figures = True
+    return c

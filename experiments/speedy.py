@@ -1,0 +1,68 @@
+"""Pre-training of the packaged prior on SPEEDY, by diffusion forcing.
+
+    python -m wind_jax.data.speedy --out data/speedy.zarr --days 3650
+    python -m wind_jax.data.speedy --out data/speedy_heldout.zarr --days 420 --seed 1000
+    python -m wind_jax.train --config experiments/speedy.py
+
+Hardware: two CPU cores, 12 GB of memory. Time and score: see docs/demo_prior.md.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.workdir = "runs/speedy"
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.path = "data/speedy.zarr"
+    c.data.validation_path = "data/speedy_heldout.zarr"
+    c.data.variables = ()  # empty: all
+    c.data.levels = (250, 500, 700, 850)
+    c.data.period = ()  # (first, last) day of training, empty: all
+    c.data.validation_period = ()
+    c.data.grid = (32, 64)  # rows and columns that the archive must have
+    c.data.frames = 5  # of one window, 6 h apart
+    c.data.missing_static = "error"  # or "zeros"
+    c.data.in_memory = True  # read once; for archives that fit
+    c.data.workers = 0
+
+    c.model = ConfigDict()
+    c.model.geometry = "sphere"  # or "paper"
+    c.model.patch = 2
+    c.model.widths = (96, 128, 256)
+    c.model.blocks = ("res", "transformer", "transformer")
+    c.model.depth = 1
+    c.model.heads = 4
+    c.model.embedding = 128
+    c.model.noise_conditioning = True  # False: blind, as in the paper
+    c.model.frame_kernel = 3  # 1: frames meet only in the transformers, as in the paper
+    c.model.remat = False
+    c.model.dtype = "float32"  # or "bfloat16", on TPU and GPU
+
+    c.diffusion = ConfigDict()
+    c.diffusion.schedule = "rectified"
+    c.diffusion.prediction = "v"  # "x0", as in the paper, or "epsilon"
+    c.diffusion.patterns = ConfigDict(dict(independent=0.4, shared=0.35, context=0.25))
+
+    # Weights of surface fields beside those of the paper (2 m temperature 1, others 0.1).
+    c.loss_surface_weights = ConfigDict({"mean_sea_level_pressure": 1.0})
+
+    c.optimizer = ConfigDict()
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup = 300
+    c.optimizer.steps = 5000
+    c.optimizer.final_learning_rate = 1e-6
+    c.optimizer.clip = 0.8
+    c.ema = 0.999
+    c.batch_size = 4
+
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, space=1))  # -1: the devices that the others leave
+
+    c.log_every = 50  # steps
+    c.checkpoint_minutes = 5.0
+    c.keep_checkpoints = 2
+    c.validation_minutes = 20.0
+    c.validation = ConfigDict(dict(windows=8, members=4, context=2, sampler_steps=12))
+    return c

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Several training processes on this host, joined by jax.distributed over loopback:
+#
+#   launch/local.sh 2 --config experiments/speedy.py --config.workdir=runs/two
+#
+# Process i is told of the others by WIND_COORDINATOR, WIND_PROCESS_COUNT and WIND_PROCESS_ID and, on a host with
+# GPUs, sees GPU i alone. Each line of its log starts with [i]. When one fails, all are stopped and its exit status is
+# this script's. PYTHON names the interpreter, PORT the coordinator's port. Needs bash 5.1 or newer.
+set -euo pipefail
+
+usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
+
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then usage; exit; fi
+if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+  echo "launch/local.sh: the first argument is the number of processes, found '${1:-}'." >&2
+  usage >&2
+  exit 2
+fi
+count=$1
+shift
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python; fi
+free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+export WIND_COORDINATOR="127.0.0.1:${PORT:-$("$PYTHON" -c "$free_port")}" WIND_PROCESS_COUNT=$count
+
+prefixed() { while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done; }
+
+processes=()
+loggers=()
+# TERM first, so that a process may end in order; one that waits for a peer that is gone gets KILL.
+stop() {
+  kill -TERM "${processes[@]}" 2>/dev/null || true
+  for _ in {1..50}; do
+    kill -0 "${processes[@]}" 2>/dev/null || break
+    sleep 0.1
+  done
+  kill -KILL "${processes[@]}" 2>/dev/null || true
+}
+trap stop EXIT
+trap 'exit 130' INT TERM
+
+for ((i = 0; i < count; i++)); do
+  exec {log}> >(prefixed "$i")
+  loggers+=($!)
+  WIND_PROCESS_ID=$i CUDA_VISIBLE_DEVICES=$i "$PYTHON" -u -m wind_jax.train "$@" >&"$log" 2>&1 &
+  processes+=($!)
+  exec {log}>&-
+done
+
+status=0
+for ((left = count; left > 0; left--)); do
+  ended=
+  wait -n -p ended "${processes[@]}" || status=$?
+  if ((status)); then
+    for i in "${!processes[@]}"; do
+      [[ ${processes[i]} == "$ended" ]] && echo "launch/local.sh: process $i failed with status $status" >&2
+    done
+    break
+  fi
+done
+stop
+wait "${loggers[@]}" 2>/dev/null || true
+exit "$status"

@@ -1,0 +1,218 @@
+"""Any layout of an archive reads as the same states; anything wrong with it is said when it is opened."""
+
+import pickle
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import synthetic
+
+from wind_jax.data.store import in_period, open_store
+from wind_jax.data.variables import channels
+
+TIMES = synthetic.times(12)
+CHANNELS = channels(["temperature", "geopotential", "2m_temperature"], [300, 850])  # not neighbouring levels
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    names = ["temperature", "geopotential", "2m_temperature", "land_sea_mask"]
+    return synthetic.fields(TIMES)[names]
+
+
+@pytest.fixture(scope="module")
+def states(dataset):
+    """What every layout has to give, taken from xarray."""
+    columns = [dataset[c.name].sel(level=c.level) if c.level else dataset[c.name] for c in CHANNELS]
+    return np.stack([c.transpose("time", "latitude", "longitude").values for c in columns], axis=-1)
+
+
+def flipped(dataset):
+    return dataset.isel(latitude=slice(None, None, -1))
+
+
+def longitude_first(dataset):
+    return dataset.transpose("time", "level", "longitude", "latitude")
+
+
+def level_last(dataset):
+    return dataset.transpose("time", "latitude", "longitude", "level")
+
+
+def west_of_greenwich(dataset):
+    return dataset.assign_coords(longitude=(dataset.longitude + 180) % 360 - 180).sortby("longitude")
+
+
+def shuffled_levels(dataset):
+    return dataset.isel(level=[1, 2, 0])
+
+
+def double(dataset):
+    return dataset.astype(np.float64)
+
+
+def check(path, dataset, states):
+    store = open_store(path, CHANNELS)
+    np.testing.assert_array_equal(store.grid.latitude, synthetic.LATITUDE)
+    np.testing.assert_array_equal(store.grid.longitude, synthetic.LONGITUDE)
+    np.testing.assert_array_equal(store.times, TIMES)
+    read = store.read(3, 6)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, states[3:9])
+    np.testing.assert_array_equal(store.static("land_sea_mask"), dataset["land_sea_mask"].values)
+
+
+@pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_zarr_formats(tmp_path, dataset, states, zarr_format, consolidated):
+    check(synthetic.write(dataset, tmp_path / "a.zarr", zarr_format, 5, consolidated), dataset, states)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [flipped, longitude_first, level_last, west_of_greenwich, shuffled_levels, double],
+    ids=lambda f: f.__name__,
+)
+def test_every_layout_reads_the_same(tmp_path, dataset, states, layout):
+    check(synthetic.write(layout(dataset), tmp_path / "a.zarr", time_chunk=5), dataset, states)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_memory_and_pickle(tmp_path, dataset, states, in_memory):
+    store = open_store(synthetic.write(dataset, tmp_path / "a.zarr"), CHANNELS, in_memory=in_memory)
+    np.testing.assert_array_equal(store.read(3, 6), states[3:9])
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy.in_memory == in_memory
+    np.testing.assert_array_equal(copy.read(3, 6), states[3:9])
+
+
+def test_half_precision_reads_as_float32(tmp_path, dataset):
+    path = synthetic.write(dataset[["temperature"]].astype(np.float16), tmp_path / "half.zarr")
+    read = open_store(path, channels(["temperature"], [500])).read(0, 2)
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read[..., 0], dataset["temperature"].sel(level=500).values[:2], rtol=2**-11)
+
+
+@pytest.fixture
+def server(tmp_path):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_http(tmp_path, server, dataset, states, zarr_format):
+    synthetic.write(dataset, tmp_path / "a.zarr", zarr_format, 5)
+    for url in (f"{server}/a.zarr", f"{server}/a.zarr/"):
+        np.testing.assert_array_equal(open_store(url, CHANNELS).read(4, 3), states[4:7])
+    with pytest.raises(ValueError, match="no Zarr archive at http://127"):
+        open_store(f"{server}/b.zarr", CHANNELS)
+
+
+def test_blocks_cover_the_indices_in_order_and_never_span_a_gap(tmp_path, dataset, states):
+    store = open_store(synthetic.write(dataset, tmp_path / "a.zarr"), CHANNELS)
+    indices = np.array([1, 2, 3, 7, 8])
+    blocks = list(store.blocks(indices, "test"))
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in blocks]), indices)
+    np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]), states[indices])
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_missing_data_is_named(tmp_path, dataset, in_memory):
+    broken = dataset.copy(deep=True)
+    broken["geopotential"].loc[{"time": TIMES[5], "level": 850}] = np.nan
+    path = synthetic.write(broken, tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=r"'geopotential' at 850 hPa .* 2000-01-02T06:00"):
+        open_store(path, CHANNELS, in_memory=in_memory).read(3, 4)
+    open_store(path, CHANNELS).read(6, 2)
+
+
+def without(name):
+    return lambda d: d.drop_vars(name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("geopotential"), "no variable 'geopotential'; it has .*temperature"),
+        (lambda d: d.sel(level=[300, 500]), r"no level 850 hPa for 'temperature'; its levels are 300, 500"),
+        (lambda d: d.rename(latitude="lat"), r"dimensions \('time', 'level', 'lat', 'longitude'\)"),
+        (lambda d: d.transpose("level", "time", ...), "time first"),
+        (lambda d: d.isel(time=[0, 2, 1]), "2000-01-01T12.* is followed by 2000-01-01T06"),
+        (lambda d: d.isel(time=[0, 1, 1]), "ascend strictly"),
+        (lambda d: d.isel(longitude=slice(0, 4)), "steps of 360 / 4"),
+        (lambda d: d.isel(latitude=[0, 2, 1]), "latitude must ascend"),
+        (lambda d: d.assign(temperature=d["temperature"].assign_attrs(scale_factor=2.0)), "packed"),
+    ],
+)
+def test_what_is_wrong_is_said_at_opening(tmp_path, dataset, change, message):
+    path = synthetic.write(change(dataset), tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=message):
+        open_store(path, CHANNELS)
+
+
+def test_wrong_requests(tmp_path, dataset):
+    path = synthetic.write(dataset, tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=r"no Zarr archive at .*nowhere"):
+        open_store(tmp_path / "nowhere", CHANNELS)
+    with pytest.raises(ValueError, match="cannot open nothing://x"):
+        open_store("nothing://x", CHANNELS)
+    with pytest.raises(ValueError, match="no channels"):
+        open_store(path, ())
+    with pytest.raises(ValueError, match="distinct"):
+        open_store(path, CHANNELS + CHANNELS)
+    store = open_store(path, CHANNELS)
+    for start, frames in [(-1, 2), (11, 2), (0, 0)]:
+        with pytest.raises(ValueError, match=f"cannot read {frames} frames from index {start}"):
+            store.read(start, frames)
+    with pytest.raises(ValueError, match="no variable 'ozone'"):
+        store.static("ozone")
+    with pytest.raises(ValueError, match="a static field has"):
+        store.static("2m_temperature")
+
+
+def test_period_includes_both_ends_whole():
+    times = synthetic.times(4 * 800)
+    for period, days in [
+        (("2000", "2000"), 366),
+        (("2000-02", "2000-03"), 60),
+        (("2000-01-05", "2000-01-05"), 1),
+    ]:
+        assert in_period(times, period).sum() == 4 * days
+    assert in_period(times, None).all()
+    for period, message in [
+        (("2010", "2011"), "none of the archive's times, 2000-01-01T00 to"),
+        (("2001", "2000"), "none"),
+        (("yesterday", "2000"), "two dates"),
+        (("2000", "2000-13"), "two dates"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            in_period(times, period)
+
+
+def test_archives_are_joined_in_time(tmp_path):
+    first, second = synthetic.times(10), synthetic.times(8, "2000-02-01")
+    for name, when in (("a", first), ("b", second)):
+        synthetic.write_archive(tmp_path / name, when, seed=len(when))
+    chosen = channels(("temperature", "2m_temperature"), (500,))
+    joined = open_store(f"{tmp_path / 'a'},{tmp_path / 'b'}", chosen)
+    parts = [open_store(tmp_path / name, chosen) for name in "ab"]
+    np.testing.assert_array_equal(joined.times, np.concatenate([first, second]))
+    whole = np.concatenate([part.read(0, len(part)) for part in parts])
+    np.testing.assert_array_equal(joined.read(0, 18), whole)
+    np.testing.assert_array_equal(joined.read(8, 5), whole[8:13])
+    np.testing.assert_array_equal(joined.read(12, 2), whole[12:14])
+    np.testing.assert_array_equal(joined.static("land_sea_mask"), parts[0].static("land_sea_mask"))
+    with pytest.raises(ValueError, match="cannot read"):
+        joined.read(16, 3)
+    with pytest.raises(ValueError, match="order of their times"):
+        open_store(f"{tmp_path / 'b'},{tmp_path / 'a'}", chosen)

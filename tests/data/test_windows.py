@@ -1,0 +1,136 @@
+"""Windows never cross a gap; the stream is the same for any number of processes and resumes exactly."""
+
+import itertools
+
+import numpy as np
+import pytest
+import synthetic
+
+from wind_jax.data.forcings import forcings, static_forcings
+from wind_jax.data.normalize import compute_statistics
+from wind_jax.data.store import open_store
+from wind_jax.data.variables import channels
+from wind_jax.data.windows import window_starts, windows
+
+CHANNELS = channels(["temperature", "total_precipitation_6hr"], [500, 850])
+FRAMES = 3
+TIMES = synthetic.times(40)
+TIMES[15:] += np.timedelta64(6, "h")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("archive") / "a.zarr"
+    synthetic.write_archive(path, TIMES, time_chunk=8)
+    store = open_store(path, CHANNELS)
+    return store, compute_statistics(store), static_forcings(store)
+
+
+def stream(archive, **options):
+    return windows(*archive, **{"frames": FRAMES, "batch_size": 4} | options)
+
+
+def starts(dataset, batches):
+    return np.stack([batch["start"] for batch in itertools.islice(dataset, batches)])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 15, 25])
+def test_window_starts_against_brute_force(frames):
+    expected = [
+        i for i in range(40 - frames + 1) if TIMES[i + frames - 1] - TIMES[i] == (frames - 1) * np.timedelta64(6, "h")
+    ]
+    np.testing.assert_array_equal(window_starts(TIMES, frames), expected)
+    np.testing.assert_array_equal(window_starts(TIMES, frames, stride=2), expected[::2])
+
+
+def test_window_starts_in_a_period():
+    found = window_starts(TIMES, 3, ("2000-01-02", "2000-01-03"))
+    np.testing.assert_array_equal(found, np.arange(4, 10))
+    assert found.dtype == np.int64
+    for arguments, message in [
+        ((TIMES, 26), "no window of 26 frames"),
+        ((TIMES, 50), "no window of 50 frames"),
+        ((TIMES, 5, ("2000-01-02", "2000-01-02")), "among 4 times"),
+        ((TIMES, 0), "frames=0"),
+        ((TIMES, 2, None, 0), "stride=0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            window_starts(*arguments)
+
+
+def test_batch_holds_what_its_start_says(archive):
+    store, statistics, static = archive
+    batch = next(iter(stream(archive)))
+    assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
+        "x": ((4, 3, 7, 8, 3), "float32"),
+        "forcings": ((4, 3, 7, 8, 10), "float32"),
+        "start": ((4,), "int64"),
+    }
+    for x, f, start in zip(batch["x"], batch["forcings"], batch["start"]):
+        np.testing.assert_array_equal(x, statistics.normalize(store.read(int(start), FRAMES)))
+        np.testing.assert_array_equal(f, forcings(static, TIMES[start : start + FRAMES]))
+
+
+def test_one_epoch_shows_every_window_once(archive):
+    every = window_starts(TIMES, FRAMES)
+    assert every.size == 36
+    epoch = starts(stream(archive, repeat=False), 100)
+    assert epoch.shape == (9, 4)
+    np.testing.assert_array_equal(np.sort(epoch.ravel()), every)
+    assert (epoch.ravel() != every).any()
+    in_order = starts(stream(archive, repeat=False, shuffle=False), 100)
+    np.testing.assert_array_equal(in_order.ravel(), every)
+    with_remainder = starts(stream(archive, repeat=False, shuffle=False, batch_size=8), 100)
+    np.testing.assert_array_equal(with_remainder.ravel(), every[:32])
+
+
+def test_epochs_differ_and_seed_decides(archive):
+    two = starts(stream(archive), 18).reshape(2, 36)
+    np.testing.assert_array_equal(np.sort(two[0]), np.sort(two[1]))
+    assert (two[0] != two[1]).any()
+    np.testing.assert_array_equal(starts(stream(archive), 18).reshape(2, 36), two)
+    assert (starts(stream(archive, seed=1), 9).ravel() != two[0]).any()
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_global_batch(archive, processes, repeat):
+    options = {"batch_size": 8, "repeat": repeat}
+    whole = starts(stream(archive, **options), 12)
+    assert len(whole) == (12 if repeat else 4)
+    parts = [starts(stream(archive, **options, process_index=p, process_count=processes), 12) for p in range(processes)]
+    np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(whole.shape), whole)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_state_resumes_exactly(archive, workers):
+    iterator = iter(stream(archive, workers=workers))
+    for _ in range(7):
+        next(iterator)
+    state = iterator.get_state()
+    expected = [next(iterator) for _ in range(5)]
+    resumed = iter(stream(archive, workers=workers))
+    resumed.set_state(state)
+    for want, got in zip(expected, [next(resumed) for _ in range(5)]):
+        for key in want:
+            np.testing.assert_array_equal(got[key], want[key])
+
+
+def test_wrong_arguments(archive):
+    store, statistics, static = archive
+    for options, message in [
+        ({"batch_size": 3, "process_count": 2}, "batch_size 3 must be a positive multiple .* 2"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"process_index": 1}, "process_index"),
+        ({"workers": -1}, "got -1"),
+        ({"repeat": False, "batch_size": 64}, "36 windows do not fill one batch of 64"),
+        ({"period": ("1950", "1951")}, "none of the archive's times"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            stream(archive, **options)
+    with pytest.raises(ValueError, match="threads share"):
+        stream((open_store(store.path, CHANNELS, in_memory=True), statistics, static), workers=1)
+    with pytest.raises(ValueError, match="static forcings must have shape"):
+        stream((store, statistics, static[:-1]))
+    with pytest.raises(ValueError, match="statistics are of channels"):
+        stream((open_store(store.path, CHANNELS[:2]), statistics, static))

@@ -1,0 +1,135 @@
+"""The objective: draws, weights, and closed forms of the loss."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wind_jax.diffusion.denoiser import expand_like, make_denoiser
+from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss, draw_times, loss_weights
+from wind_jax.diffusion.schedule import SCHEDULES, rectified
+
+FLAT = np.ones((4, 1, 3), np.float32)
+PAPER = Patterns()
+CONTEXT = Patterns(0.0, 0.0, 1.0)
+
+
+def loss_of(network, x, prediction="x0", patterns=PAPER):
+    def loss(x):
+        return diffusion_forcing_loss(network, x, jax.random.key(1), rectified(), FLAT, prediction, patterns)
+
+    return jax.jit(loss)(x)
+
+
+def batch(samples=64, frames=3):
+    return jax.random.normal(jax.random.key(7), (samples, frames, 4, 5, 3))
+
+
+def test_independent_times_are_uniform_and_uncorrelated():
+    t = np.asarray(draw_times(jax.random.key(0), 20000, 3))
+    np.testing.assert_allclose(t.mean(0), 0.5, atol=0.01)
+    np.testing.assert_allclose(np.cov(t.T), np.eye(3) / 12, atol=0.003)
+
+
+def test_patterns():
+    t = np.asarray(draw_times(jax.random.key(0), 4000, 4, Patterns(0.0, 0.0, 1.0)))
+    clean = (t == 0).sum(1)
+    np.testing.assert_allclose(np.bincount(clean, minlength=5) / 4000, [0, 1 / 3, 1 / 3, 1 / 3, 0], atol=0.03)
+    assert all((row[:k] == 0).all() and (row[k:] == row[-1]).all() for row, k in zip(t, clean))
+    t = np.asarray(draw_times(jax.random.key(0), 4000, 4, Patterns(0.25, 0.5, 0.25)))
+    equal = (t == t[:, :1]).all(1)
+    np.testing.assert_allclose([equal.mean(), (t[:, 0] == 0).mean()], [0.5, 0.25], atol=0.03)
+
+
+def test_weights_factors():
+    channel = lambda key, level: SimpleNamespace(key=key, level=level)
+    channels = [
+        channel("temperature_500", 500),
+        channel("temperature_1000", 1000),
+        channel("2m_temperature", None),
+        channel("mean_sea_level_pressure", None),
+    ]
+    statistics = SimpleNamespace(std=np.array([2.0, 2, 4, 1]), difference_std=np.array([1.0, 2, 2, 1]))
+    area = np.array([1.0, 2.0, 3.0])
+    weights = loss_weights(area, channels, statistics)
+    assert weights.shape == (3, 1, 4)
+    ratio = weights[0, 0] / weights[0, 0, 3]
+    np.testing.assert_allclose(ratio, np.array([2 / 3 * 4, 4 / 3, 1.0 * 4, 0.1]) / 0.1, rtol=1e-5)
+    np.testing.assert_allclose(weights[:, 0] / weights[:1, 0], np.repeat(area[:, None], 4, 1), rtol=1e-5)
+    raised = loss_weights(area, channels, statistics, {"mean_sea_level_pressure": 1.0})
+    np.testing.assert_allclose(raised[0, 0, 3] / raised[0, 0, 2], 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v", "epsilon"])
+def test_optimal_network_reaches_the_bayes_error(prediction):
+    """x ~ N(0, I): E[x | x_t] = alpha x_t / (alpha^2 + sigma^2), error sigma^2 / (alpha^2 + sigma^2)."""
+    schedule = rectified()
+    x = batch(256)
+
+    def network(x_t, t):
+        t = expand_like(t, x_t)
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        x0_hat = alpha * x_t / (alpha**2 + sigma**2)
+        z_hat = sigma * x_t / (alpha**2 + sigma**2)
+        return {"x0": x0_hat, "v": alpha * z_hat - sigma * x0_hat, "epsilon": z_hat}[prediction]
+
+    loss, aux = loss_of(network, x, prediction)
+    t = np.linspace(0, 1, 10001)
+    alpha, sigma = np.asarray(schedule.alpha(t)), np.asarray(schedule.sigma(t))
+    error = (alpha**2 if prediction == "epsilon" else sigma**2) / (alpha**2 + sigma**2)
+    np.testing.assert_allclose(loss, error.mean(), rtol=0.03)
+    np.testing.assert_allclose(aux["noise_bin_loss"], [e.mean() for e in np.array_split(error, 5)], rtol=0.15)
+    assert aux["noise_bin_frames"].sum() == 256 * 3
+    np.testing.assert_allclose((aux["noise_bin_loss"] * aux["noise_bin_frames"]).sum() / 768, loss, rtol=1e-5)
+
+
+def test_clean_frames_count_for_nothing():
+    """An output of 0 costs x^2 = 1 on each noisy frame, whatever the network does on clean ones."""
+    x = jnp.ones((32, 3, 4, 5, 3))
+
+    def network(x_t, t):
+        return jnp.where(expand_like(t, x_t) == 0, 1e6, 0.0) * x_t
+
+    loss, _ = loss_of(network, x, patterns=CONTEXT)
+    np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
+
+
+def test_clean_frames_enter_exactly():
+    x = batch()
+    seen = {}
+
+    def network(x_t, t):
+        seen.update(x_t=x_t, t=t)
+        return x_t
+
+    diffusion_forcing_loss(network, x, jax.random.key(1), rectified(), FLAT, patterns=Patterns(0.0, 0.0, 1.0))
+    clean = np.asarray(seen["t"] == 0)
+    assert clean.any()
+    same = np.asarray((seen["x_t"] == x).all((2, 3, 4)))
+    np.testing.assert_array_equal(same, clean)
+
+
+def test_loss_is_float32_for_a_bfloat16_network():
+    loss, _ = loss_of(lambda x_t, t: x_t.astype(jnp.bfloat16), batch(4))
+    assert loss.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_predictions_are_one_denoiser(name, x64):
+    schedule = SCHEDULES[name]()
+    x, z = jax.random.normal(jax.random.key(0), (2, 4, 3, 2, 2, 1))
+    t = jax.random.uniform(jax.random.key(1), (4, 3))
+    alpha, sigma = schedule.alpha(expand_like(t, x)), schedule.sigma(expand_like(t, x))
+    x_t = alpha * x + sigma * z
+    for prediction, out in {"x0": x, "v": alpha * z - sigma * x, "epsilon": z}.items():
+        x0_hat = make_denoiser(lambda x_t, t, out=out: out, schedule, prediction)(x_t, t)
+        np.testing.assert_allclose(x0_hat, x, atol=1e-9)
+
+
+@pytest.mark.parametrize("t", [0.3, [0.3, 0.3], [[0.3] * 3] * 2])
+def test_time_broadcasts_from_the_left(t):
+    x_t = jnp.ones((2, 3, 4, 5, 1))
+    denoise = make_denoiser(lambda x_t, t: x_t * expand_like(t, x_t), rectified())
+    np.testing.assert_allclose(denoise(x_t, jnp.asarray(t)), 0.3, rtol=1e-6)

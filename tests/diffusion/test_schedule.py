@@ -1,0 +1,34 @@
+"""Schedules against the reference values, time grids by their definition."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wind_jax.diffusion.schedule import SCHEDULES, time_grid
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_matches_reference(name, reference, x64):
+    values = np.load(reference("guidance_parity.npz"))
+    schedule = SCHEDULES[name]()
+    t = jnp.asarray(values["schedule/t"])
+    np.testing.assert_allclose(schedule.alpha(t), values[f"schedule/{name}/alpha"], rtol=1e-7)
+    np.testing.assert_allclose(schedule.sigma(t), values[f"schedule/{name}/sigma"], rtol=1e-7)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_float32_loses_nothing_at_the_ends(name, x64):
+    t = jnp.concatenate([jnp.asarray([0.0, 1e-6, 1e-3]), jnp.linspace(0.01, 1, 50)])
+    for level in SCHEDULES[name]():
+        value = level(t.astype(jnp.float32))
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, level(t), rtol=2e-5, atol=1e-7)
+
+
+def test_time_grid_columns():
+    grid = np.asarray(time_grid(4, frames=3, known=(0, -1), start=0.8))
+    assert grid.shape == (5, 3)
+    assert (grid[:, [0, 2]] == 0).all()
+    np.testing.assert_allclose(grid[:, 1], [0.8, 0.6, 0.4, 0.2, 0.0], rtol=1e-6)
+    assert grid[-1, 1] == 0
+    np.testing.assert_array_equal(time_grid(4, start=0.8), grid[:, 1])

@@ -1,0 +1,134 @@
+"""The launchers start what they say, with the arguments they were given, and clean up after a failure."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCH = Path(__file__).resolve().parents[1] / "launch"
+
+
+def launch(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", LAUNCH / script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def interpreter(tmp_path):
+    """A stand-in for Python that runs the given lines in place of the training."""
+
+    def write(lines: str) -> str:
+        path = tmp_path / "python"
+        path.write_text(
+            f"#!{sys.executable}\nimport os, sys, time\nme = int(os.environ['WIND_PROCESS_ID'])\n{lines}"
+        )
+        path.chmod(0o755)
+        return str(path)
+
+    return write
+
+
+def test_local_gives_every_process_its_place(interpreter):
+    python = interpreter(
+        "print(os.environ['WIND_COORDINATOR'], os.environ['WIND_PROCESS_COUNT'], *sys.argv[1:], end='')"
+    )
+    done = launch("local.sh", "3", "--config", "a b.py", PYTHON=python, PORT="4321")
+    assert done.returncode == 0, done.stderr
+    expected = "127.0.0.1:4321 3 -u -m wind_jax.train --config a b.py"
+    assert sorted(done.stdout.splitlines()) == [f"[{i}] {expected}" for i in range(3)]
+
+
+def test_local_stops_all_when_one_fails(interpreter, tmp_path):
+    python = interpreter(
+        f"os.chdir({str(tmp_path)!r})\n"
+        "with open(f'{me}.part', 'w') as file:\n    file.write(str(os.getpid()))\n"
+        "os.rename(f'{me}.part', f'{me}')\n"
+        "while me == 1 and not (os.path.exists('0') and os.path.exists('2')):\n    time.sleep(0.01)\n"
+        "if me == 1:\n    sys.exit(7)\n"
+        "time.sleep(600)"
+    )
+    began = time.monotonic()
+    done = launch("local.sh", "3", PYTHON=python, PORT="4321")
+    assert done.returncode == 7
+    assert "process 1 failed with status 7" in done.stderr
+    assert time.monotonic() - began < 30
+    for process in (0, 2):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / str(process)).read_text()), 0)
+
+
+@pytest.mark.parametrize("count", ["", "0", "two"])
+def test_local_needs_a_number(count):
+    done = launch("local.sh", count)
+    assert done.returncode == 2
+    assert f"found '{count}'" in done.stderr
+
+
+@pytest.fixture
+def no_gcloud(tmp_path):
+    """A PATH whose gcloud tells on whoever calls it."""
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text(f"#!/bin/sh\necho called > {tmp_path}/called\nexit 1\n")
+    gcloud.chmod(0o755)
+    yield f"{tmp_path}:{os.environ['PATH']}"
+    assert not (tmp_path / "called").exists()
+
+
+def test_tpu_dry_run_prints_and_runs_nothing(no_gcloud):
+    place = ["--name", "wind", "--zone", "us-west4-a"]
+    training = ["--config", "experiments/era5.py", "--config.workdir=gs://bucket/a run"]
+    done = launch("tpu.sh", "--dry-run", "all", *place, "--spot", "--", *training, PATH=no_gcloud)
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line[2:]) for line in done.stderr.splitlines() if line.startswith("+ ")]
+    gcloud = [c[3:] for c in commands if c[0] == "gcloud"]
+    assert all(c[-1] == "--zone=us-west4-a" for c in gcloud)
+    assert [c[:2] for c in gcloud] == [
+        ["queued-resources", "create"],
+        ["queued-resources", "describe"],
+        ["tpu-vm", "scp"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+    ]
+    assert {"wind", "--node-id=wind", "--accelerator-type=v5litepod-16", "--spot"} <= set(gcloud[0])
+    run = next(a for a in gcloud[5] if a.startswith("--command="))
+    started = re.search(r"wind_jax\.train (.*) > train\.log", run)[1]
+    assert shlex.split(started) == training
+    assert "--worker=all" in gcloud[5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["create", "--zone", "z"], "--name and --zone are needed"),
+        (["--name", "n", "--zone", "z"], "no action"),
+        (["fly", "--name", "n", "--zone", "z"], "unknown action 'fly'"),
+        (["create", "--name", "n", "--zone", "z", "--size", "4"], "unknown option '--size'"),
+        (["create", "stop"], "one action, found 'create' and 'stop'"),
+        (["run", "--name", "n", "--zone", "z"], "needs the training arguments"),
+        (["run", "--name"], "--name needs a value"),
+    ],
+)
+def test_tpu_refuses(arguments, message, no_gcloud):
+    done = launch("tpu.sh", *arguments, PATH=no_gcloud)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("script", ["local.sh", "tpu.sh"])
+def test_help(script):
+    done = launch(script, "--help")
+    assert done.returncode == 0
+    assert f"launch/{script}" in done.stdout
+    assert "set -euo" not in done.stdout

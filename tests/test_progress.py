@@ -1,0 +1,92 @@
+"""What is written to a terminal and, above all, what is not written elsewhere."""
+
+import io
+
+import pytest
+
+from wind_jax import progress
+from wind_jax.progress import Progress, track
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass only when a test says so."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    return advance
+
+
+def test_silent_off_a_terminal(capfd):
+    assert list(track(range(3), "steps")) == [0, 1, 2]
+    with Progress("steps", total=2) as bar:
+        bar.update(loss=1.0)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_field_is_not_read_where_it_is_not_shown():
+    class Unread:
+        def __float__(self) -> float:
+            raise AssertionError("formatting a device array holds up the step")
+
+    with Progress("steps") as bar:
+        bar.update(loss=Unread())
+
+
+def test_log_line_every_n_seconds(capsys, clock):
+    for _ in track(range(6), "fit", unit="step", log_every=20.0):
+        clock(10.0)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["fit: 2/6", "fit: 4/6", "fit: 6/6"]
+    assert lines[1] == "fit: 4/6, 10 s/step, 20 s left"
+
+
+def test_log_line_shows_the_latest_fields(capsys):
+    with Progress("fit", log_every=0.0) as bar:
+        bar.update(loss=0.123456, step=12345)
+        bar.update()
+    assert capsys.readouterr().err.splitlines()[1].endswith("loss=0.1235 step=12345")
+
+
+def test_bar_on_a_terminal(monkeypatch):
+    stderr = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", stderr)
+    with Progress("fit [a]", total=2) as bar:
+        bar.update(2, loss=0.5)
+    shown = stderr.getvalue()
+    assert "fit [a]" in shown
+    assert "2/2" in shown
+    assert "loss=0.5" in shown
+
+
+def test_total_is_the_length_unless_given(capsys):
+    list(track("abcd", "all", log_every=0.0))
+    list(track(iter("abcd"), "some", total=9, log_every=0.0))
+    list(track((c for c in "ab"), "unknown", log_every=0.0))
+    starts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert starts[3] == "all: 4/4"
+    assert starts[7] == "some: 4/9"
+    assert starts[9] == "unknown: 2"
+
+
+def test_leaving_a_loop_early_closes_the_bar(monkeypatch):
+    closed = []
+    monkeypatch.setattr(progress.RichProgress, "stop", lambda bar: closed.append(bar))
+    for item in track(range(3), "steps"):
+        if item == 1:
+            break
+    assert len(closed) == 1
+
+
+def test_negative_log_interval():
+    with pytest.raises(ValueError, match=r"log_every is -1\.0"):
+        Progress("fit", log_every=-1.0)

@@ -1,0 +1,120 @@
+"""Rollouts with a prior whose posterior is known: windows chain, members are their own, one compilation serves all."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wind_jax import rollout as module
+from wind_jax.data.normalize import Statistics
+from wind_jax.data.variables import channels
+from wind_jax.model.uvit import UViTConfig
+from wind_jax.prior import Prior
+from wind_jax.rollout import make_chain, rollout
+from wind_jax.sphere import Grid
+
+GRID = Grid(np.linspace(-67.5, 67.5, 4), np.arange(8) * 45.0)
+CHAIN = make_chain(steps=64, start=0.999)
+RHO = 0.8
+
+
+class AutoregressivePrior(Prior):
+    """Each cell is a stationary Gaussian AR(1) of unit variance and correlation rho: E[x | x_t] is linear algebra."""
+
+    def denoiser(self, forcings):
+        lag = jnp.abs(jnp.arange(self.frames)[:, None] - jnp.arange(self.frames)[None])
+        covariance = self.params["rho"] ** lag.astype(jnp.float32)
+
+        def denoise(x_t, t):
+            t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), x_t.shape[:2])[0]
+            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+            marginal = alpha[:, None] * covariance * alpha[None] + jnp.diag(sigma**2)
+            gain = covariance * alpha[None] @ jnp.linalg.inv(marginal)
+            return jnp.einsum("st,bthwc->bshwc", gain, x_t)
+
+        return denoise
+
+
+jax.tree_util.register_dataclass(
+    AutoregressivePrior, ["params"], [f.name for f in dataclasses.fields(Prior) if f.name != "params"]
+)
+PRIOR = AutoregressivePrior(
+    params={"rho": jnp.asarray(RHO, jnp.float32)},
+    config=UViTConfig(channels=1, latitude=4, longitude=8, widths=(32,), blocks=("transformer",), heads=2),
+    statistics=Statistics(channels(["temperature"], [500]), *np.ones((3, 1), np.float32)),
+    grid=GRID,
+    frames=4,
+    schedule_name="rectified",
+    prediction="x0",
+)
+
+
+def forcings(frames):
+    return np.zeros((frames, *GRID.shape, 10), np.float32)
+
+
+def run(members=3, windows=2, context=1, seed=0, chain=CHAIN, value=1.5):
+    known = np.full((context, *GRID.shape, 1), value, np.float32)
+    frames = forcings(context + windows * (PRIOR.frames - context))
+    return np.concatenate(list(rollout(PRIOR, known, frames, members, jax.random.key(seed), chain)), axis=1)
+
+
+def test_trajectories_follow_the_process_across_windows():
+    """Mean rho^k x_0 and variance 1 - rho^(2k) at lead k, beyond the first window too."""
+    x = run(members=400, windows=3, value=2.0)
+    leads = np.arange(1, 10)
+    samples = x.shape[0] * GRID.shape[0] * GRID.shape[1]
+    variance = 1 - RHO ** (2 * leads)
+    mean_error = abs(x.mean((0, 2, 3, 4)) - 2.0 * RHO**leads) / np.sqrt(variance / samples)
+    assert mean_error.max() < 5
+    np.testing.assert_allclose(x.var((0, 2, 3, 4)), variance, rtol=0.12)
+
+
+def test_windows_join_without_a_jump():
+    """The step across the joint is as correlated as any other."""
+    x = run(members=400, windows=2)
+    step = [(x[:, k + 1] - RHO * x[:, k]).std() for k in range(5)]
+    np.testing.assert_allclose(step, np.sqrt(1 - RHO**2), rtol=0.1)
+
+
+def test_members_do_not_depend_on_their_batch():
+    whole, part = run(members=5), run(members=[3, 1])
+    np.testing.assert_allclose(part, whole[[3, 1]], atol=1e-5)
+    assert abs(whole[0] - whole[1]).max() > 0.1
+    assert abs(run(seed=1) - run(seed=0)).max() > 0.1
+
+
+def test_one_compilation_for_all_windows_seeds_and_batches():
+    module._draw.clear_cache()
+    for seed in range(3):
+        run(members=[seed, seed + 1], windows=3, seed=seed)
+    assert module._draw._cache_size() == 1
+
+
+def test_windows_are_streamed():
+    frames = rollout(PRIOR, np.zeros((2, *GRID.shape, 1), np.float32), forcings(6), 2, jax.random.key(0), CHAIN)
+    assert next(frames).shape == (2, 2, *GRID.shape, 1)
+
+
+@pytest.mark.parametrize(
+    ("known", "frames", "named"),
+    [
+        ((1, 4, 8, 1), 6, "6 frames"),
+        ((4, 4, 8, 1), 8, "got 4"),
+        ((1, 4, 9, 1), 7, r"\(4, 9, 1\)"),
+        ((1, 4, 8, 1), 1, "lead"),
+    ],
+)
+def test_bad_input(known, frames, named):
+    with pytest.raises(ValueError, match=named):
+        next(rollout(PRIOR, np.zeros(known, np.float32), forcings(frames), 2, jax.random.key(0), CHAIN))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"name": "rk4"}, "rk4"), ({"name": "heun", "eta": 0.5}, "0.5"), ({"steps": 0}, "0")]
+)
+def test_bad_chain(options, named):
+    with pytest.raises(ValueError, match=named):
+        make_chain(**options)

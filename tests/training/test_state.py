@@ -1,0 +1,66 @@
+"""One update against optax by hand, the average, and that a step's noise depends on nothing but seed and step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wind_jax.model.uvit import UViTConfig
+from wind_jax.training.mesh import make_mesh
+from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
+
+CONFIG = UViTConfig(channels=3, latitude=8, longitude=16, widths=(32, 32), blocks=("res", "transformer"), depth=1)
+
+
+def quadratic(params, batch, key):
+    noise = jax.random.normal(key, ())
+    return sum(jnp.sum(jnp.square(leaf - batch["target"])) for leaf in jax.tree.leaves(params)) * (1 + noise**2)
+
+
+def run(steps, state=None, seed=3):
+    mesh, optimizer = make_mesh(), make_optimizer(1e-2, 2, 100)
+    state = init_state(CONFIG, optimizer, mesh, seed=0) if state is None else state
+    step = make_train_step(quadratic, optimizer, 0.9, seed, state_sharding(CONFIG, optimizer, mesh))
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, {"target": jnp.float32(0.5)})
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def test_abstract_state_is_the_state():
+    optimizer = make_optimizer(1e-2, 2, 100)
+    state = init_state(CONFIG, optimizer, make_mesh(), seed=0)
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), state)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), abstract_state(CONFIG, optimizer)) == shapes
+
+
+def test_update_equals_optax_by_hand():
+    optimizer = make_optimizer(1e-2, 2, 100)
+    state = init_state(CONFIG, optimizer, make_mesh(), seed=0)
+    params, opt_state, ema = jax.device_get((state.params, state.opt_state, state.params))
+    for step in range(3):
+        key = jax.random.fold_in(jax.random.key(3), jnp.int32(step))
+        gradient = jax.grad(quadratic)(params, {"target": jnp.float32(0.5)}, key)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.9, (1 + step) / (10 + step))
+        ema = jax.tree.map(lambda e, p, d=decay: np.float32(d) * e + np.float32(1 - d) * p, ema, params)
+    state, _ = run(3)
+    for got, expected in ((state.params, params), (state.ema, ema)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+    assert int(state.step) == 3
+
+
+def test_noise_of_a_step_depends_on_seed_and_step_alone():
+    _, whole = run(6)
+    state, first = run(3)
+    _, second = run(3, state)
+    assert first + second == pytest.approx(whole, rel=1e-6)
+    assert run(3, seed=4)[1] != pytest.approx(first, rel=1e-3)
+
+
+def test_warmup_longer_than_training_is_refused():
+    with pytest.raises(ValueError, match="warmup 100"):
+        make_optimizer(1e-3, 100, 100)

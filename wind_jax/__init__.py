@@ -1,0 +1,1 @@
+"""wind_jax: zero-shot atmospheric modelling with one frozen video-diffusion prior."""

@@ -1,0 +1,184 @@
+"""Statistics of an archive, and the change between physical units and model units.
+
+Model units: each channel transformed (precipitation as log10(1000 tp + 1), tp in m), then standardised by its
+global area-weighted mean and standard deviation.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from wind_jax.data.store import TIME_STEP, Store, in_period
+from wind_jax.data.variables import Channel, channel
+from wind_jax.sphere import area_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Mean and spread of each channel, in transformed units.
+
+    Attributes:
+        channels: what the channel axis holds.
+        mean: (c,) area-weighted mean over space and time.
+        std: (c,) standard deviation over space and time.
+        difference_std: (c,) standard deviation of the change in 6 h.
+
+    Raises:
+        ValueError: shapes do not match the channels, or a value is not finite, or a std not positive.
+    """
+
+    channels: tuple[Channel, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    difference_std: np.ndarray
+
+    def __post_init__(self):
+        for name in ("mean", "std", "difference_std"):
+            values = np.array(getattr(self, name), np.float32)
+            if values.shape != (len(self.channels),):
+                raise ValueError(
+                    f"{name} must have one value for each of {len(self.channels)} channels, got shape {values.shape}"
+                )
+            wrong = ~np.isfinite(values) | ((values <= 0) & (name != "mean"))
+            if wrong.any():
+                i = int(wrong.argmax())
+                raise ValueError(
+                    f"{name} of {self.channels[i].key!r} is {values[i]:g}; expected a finite "
+                    f"{'number' if name == 'mean' else 'positive number: is the field constant?'}"
+                )
+            values.flags.writeable = False
+            object.__setattr__(self, name, values)
+
+    def normalize(self, x: Float[Array | np.ndarray, "*batch c"]):
+        """Physical units to model units; numpy in, numpy out; jax in, jax out, differentiable.
+
+        Negative precipitation, as an operator or a noisy member may hold, counts as none.
+        """
+        xp, x = self._namespace(x)
+        mean, std = self._constant(xp, x, self.mean), self._constant(xp, x, self.std)
+        out = x - mean
+        out /= std
+        rain = _rain(self.channels)
+        return _put(out, rain, (_log_precipitation(xp, x[..., rain]) - mean[..., rain]) / std[..., rain])
+
+    def denormalize(self, x: Float[Array | np.ndarray, "*batch c"]):
+        """Model units to physical units, the inverse of `normalize`.
+
+        Precipitation is not clipped, so that gradients reach it everywhere: it may be as low as -1 mm.
+        """
+        xp, x = self._namespace(x)
+        out = x * self._constant(xp, x, self.std)
+        out += self._constant(xp, x, self.mean)
+        rain = _rain(self.channels)
+        return _put(out, rain, (10 ** out[..., rain] - 1) / 1000)
+
+    def _namespace(self, x):
+        if x.shape[-1:] != (len(self.channels),):
+            raise ValueError(f"the last axis must hold {len(self.channels)} channels, got an array of shape {x.shape}")
+        return (jnp, x) if isinstance(x, jax.Array) else (np, np.asarray(x))
+
+    @staticmethod
+    def _constant(xp, x, values: np.ndarray):
+        return xp.asarray(values, x.dtype).reshape((1,) * (x.ndim - 1) + values.shape)
+
+    def to_dict(self) -> dict:
+        """Plain lists and strings, for JSON."""
+        return {
+            "channels": [[c.name, c.level] for c in self.channels],
+            **{name: getattr(self, name).tolist() for name in ("mean", "std", "difference_std")},
+        }
+
+    @classmethod
+    def from_dict(cls, d: dict) -> "Statistics":
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: an entry is missing or wrong.
+        """
+        if missing := {"channels", "mean", "std", "difference_std"}.difference(d):
+            raise ValueError(f"statistics lack {sorted(missing)}; got entries {sorted(d)}")
+        selected = tuple(channel(name, level) for name, level in d["channels"])
+        return cls(selected, *(np.array(d[name]) for name in ("mean", "std", "difference_std")))
+
+    def save(self, path: str | Path) -> None:
+        """Writes JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Statistics":
+        """Reads what `save` wrote."""
+        if not Path(path).is_file():
+            raise ValueError(f"no statistics file at {path}")
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+
+def compute_statistics(store: Store, period: tuple[str, str] | None = None) -> Statistics:
+    """Statistics of an archive in one streaming pass, accumulated in float64.
+
+    Args:
+        store: the archive.
+        period: first and last date, both included whole; None for all of it.
+
+    Raises:
+        ValueError: an empty period, no two times 6 h apart, a channel that is constant, missing data.
+    """
+    indices = np.flatnonzero(in_period(store.times, period))
+    if not (np.diff(store.times[indices]) == TIME_STEP).any():
+        raise ValueError(f"{store.path} has no two consecutive times 6 h apart in period {period}")
+    rain = _rain(store.channels)
+    weights = np.asarray(area_weights(store.grid), np.float64)
+    weights = np.broadcast_to(weights / weights.sum() / store.grid.shape[1], store.grid.shape).reshape(-1)
+
+    def moments(x):  # (h * w, c): area-weighted means of x and x^2
+        return np.stack([weights @ x, weights @ (x * x)])
+
+    total, change = np.zeros((2, len(store.channels))), np.zeros((2, len(store.channels)))
+    pairs, offset, previous, previous_time = 0, None, None, None
+    for block, states in store.blocks(indices, "Statistics"):
+        for time, state in zip(store.times[block], states):
+            x = state.reshape(-1, len(store.channels)).astype(np.float64)
+            x = _put(x, rain, _log_precipitation(np, x[..., rain]))
+            # Sums are about the first state's mean: squares of geopotential would lose digits otherwise.
+            offset = weights @ x if offset is None else offset
+            x -= offset
+            total += moments(x)
+            if previous is not None and time - previous_time == TIME_STEP:
+                change += moments(x - previous)
+                pairs += 1
+            previous, previous_time = x, time
+
+    mean, square = total / len(indices)
+    change_mean, change_square = change / pairs
+    return Statistics(
+        store.channels,
+        mean + offset,
+        np.sqrt(np.maximum(square - mean**2, 0)),
+        np.sqrt(np.maximum(change_square - change_mean**2, 0)),
+    )
+
+
+def _rain(channels: tuple[Channel, ...]) -> np.ndarray:
+    """Positions of the channels with the precipitation transform."""
+    return np.flatnonzero([c.transform == "log_precipitation" for c in channels])
+
+
+def _log_precipitation(xp, tp):
+    return xp.log10(1000 * xp.maximum(tp, 0.0) + 1)
+
+
+def _put(x, positions: np.ndarray, values):
+    """x with other values at some positions of its last axis; a numpy array is changed in place.
+
+    Only these positions are transformed: 10^T of a temperature would overflow, and its gradient be NaN.
+    """
+    if positions.size == 0:
+        return x
+    if isinstance(x, jax.Array):
+        return x.at[..., positions].set(values)
+    x[..., positions] = values
+    return x

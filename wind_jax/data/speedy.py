@@ -1,0 +1,397 @@
+"""Make a WeatherBench2-schema Zarr with the SPEEDY general circulation model.
+
+SPEEDY (Molteni 2003; here the JAX port in the package `jcm`) is a moist primitive-equation model with eight
+sigma levels, real orography and coastlines and a sea-surface climatology. Its output is brought to pressure
+levels and appended to a Zarr, chunk by chunk:
+
+    python -m wind_jax.data.speedy --out speedy.zarr --days 365 --seed 1
+
+A run that was stopped goes on where it stopped when the same command is given again: the model state after
+each chunk lies beside the archive in `<out>.restart.npz`, with the number of states that were whole by then.
+
+Vertical interpolation (sigma coordinates, `x = ln p`):
+
+- between model levels every field is linear in x; geopotential has also the curvature that the hydrostatic
+  equation `d phi / dx = -R T` gives it when T is linear in x;
+- below the lowest model level temperature rises by 6.5 K/km and geopotential follows hydrostatically;
+  humidity and wind keep the value of the lowest level;
+- mean-sea-level pressure is reduced as in the ECMWF IFS (Trenberth, Berry and Buja 1993,
+  NCAR/TN-396), which bounds the temperature under high terrain.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from wind_jax.progress import Progress
+
+GRAVITY = 9.81  # m s-2, as in SPEEDY
+GAS_CONSTANT = 287.0  # J kg-1 K-1, dry air
+LAPSE_RATE = 6.5e-3  # K m-1
+EXPONENT = GAS_CONSTANT * LAPSE_RATE / GRAVITY  # T ~ p**EXPONENT at that lapse rate
+STATES_PER_DAY, STEPS_PER_STATE, STEP_MINUTES = 4, 9, 40
+TRUNCATIONS = (21, 31)
+MASS_CORRECTION = 0.983  # jcm starts from rest with 1.7 % too much air, which puts Z500 70-300 m too high
+
+UNITS = {"land_sea_mask": "1", "soil_type": "1"}
+UNITS |= {"specific_humidity": "kg kg**-1", "total_precipitation_6hr": "m"}
+UNITS |= dict.fromkeys(("temperature", "2m_temperature"), "K")
+UNITS |= dict.fromkeys(("geopotential", "geopotential_at_surface"), "m**2 s**-2")
+UNITS |= dict.fromkeys(("mean_sea_level_pressure", "surface_pressure"), "Pa")
+UNITS |= {f"{at}{uv}_component_of_wind": "m s**-1" for at in ("", "10m_") for uv in "uv"}
+
+
+def _weights(sigma: Array, surface_pressure: Array, pressure: Array):
+    """ln(p / ps), index of the level below, fraction towards it: each `(..., target, lon, lat)`."""
+    log_ps = jnp.expand_dims(jnp.log(surface_pressure), -3)
+    x = jnp.log(pressure).reshape((1,) * (log_ps.ndim - 3) + (-1, 1, 1)) - log_ps
+    nodes = jnp.log(sigma)
+    lower = jnp.clip(jnp.searchsorted(nodes, x), 1, sigma.shape[0] - 1)
+    w = (x - nodes[lower - 1]) / (nodes[lower] - nodes[lower - 1])
+    return x, lower, jnp.clip(w, 0.0, 1.0)
+
+
+def _neighbours(field: Array, lower: Array) -> tuple[Array, Array]:
+    return tuple(jnp.take_along_axis(field, level, axis=-3) for level in (lower - 1, lower))
+
+
+def sigma_to_pressure(field: Array, sigma: Array, surface_pressure: Array, pressure: Array) -> Array:
+    """Interpolate linearly in ln p; hold the end values above the top and below the lowest level.
+
+    Args:
+        field: Any field on sigma levels, `(..., level, lon, lat)`.
+        sigma: p / ps of the levels, increasing (top first), `(level,)`.
+        surface_pressure: Pa, `(..., lon, lat)`.
+        pressure: Target levels in Pa, `(target,)`.
+
+    Returns: the field at the targets, `(..., target, lon, lat)`.
+    """
+    _, lower, w = _weights(sigma, surface_pressure, pressure)
+    above, below = _neighbours(field, lower)
+    return above + w * (below - above)
+
+
+def temperature_to_pressure(temperature: Array, sigma: Array, surface_pressure: Array, pressure: Array) -> Array:
+    """Interpolate temperature (K); 6.5 K/km below the lowest level. Shapes as in `sigma_to_pressure`."""
+    x, _, _ = _weights(sigma, surface_pressure, pressure)
+    warming = jnp.exp(EXPONENT * jnp.maximum(x - jnp.log(sigma[-1]), 0.0))
+    return warming * sigma_to_pressure(temperature, sigma, surface_pressure, pressure)
+
+
+def geopotential_to_pressure(
+    geopotential: Array, temperature: Array, sigma: Array, surface_pressure: Array, pressure: Array
+) -> Array:
+    """Interpolate geopotential (m2 s-2) hydrostatically. Shapes as in `sigma_to_pressure`.
+
+    Exact for temperature that is linear in ln p between levels, for 6.5 K/km below the lowest level and for
+    an isothermal layer above the top level.
+    """
+    x, lower, w = _weights(sigma, surface_pressure, pressure)
+    nodes = jnp.log(sigma)
+    t_above, t_below = _neighbours(temperature, lower)
+    curvature = 0.5 * GAS_CONSTANT * (t_below - t_above) * (nodes[lower] - nodes[lower - 1]) * w * (1 - w)
+    warming = jnp.expm1(EXPONENT * jnp.maximum(x - nodes[-1], 0.0))
+    below_ground = GRAVITY / LAPSE_RATE * temperature[..., -1:, :, :] * warming
+    above_top = GAS_CONSTANT * temperature[..., :1, :, :] * jnp.maximum(nodes[0] - x, 0.0)
+    linear = sigma_to_pressure(geopotential, sigma, surface_pressure, pressure)
+    return linear + curvature - below_ground + above_top
+
+
+def mean_sea_level_pressure(
+    lowest_temperature: Array,
+    lowest_sigma: float | Array,
+    surface_pressure: Array,
+    surface_geopotential: Array,
+) -> Array:
+    """Reduce surface pressure to sea level as the ECMWF IFS does.
+
+    The surface temperature T* is extrapolated by 6.5 K/km from the lowest level; the lapse rate under the
+    terrain is cut where sea level would be warmer than 290.5 K, and T* below 255 K is pulled towards 255 K.
+
+    Args:
+        lowest_temperature: K at the lowest model level, whose p / ps is `lowest_sigma`; `(..., lon, lat)`.
+        surface_pressure: Pa, `(..., lon, lat)`.
+        surface_geopotential: m2 s-2, `(lon, lat)`.
+
+    Returns: pressure at sea level in Pa, `(..., lon, lat)`.
+    """
+    phi = jnp.broadcast_to(surface_geopotential, surface_pressure.shape)
+    t_star = lowest_temperature * (1 + EXPONENT * (1 / lowest_sigma - 1))
+    t_sea = t_star + LAPSE_RATE / GRAVITY * phi
+    warm = (t_sea > 290.5) & (phi > 0)
+    t_star = jnp.where(warm & (t_star > 290.5), 0.5 * (290.5 + t_star), t_star)
+    t_sea = jnp.where(warm, jnp.maximum(290.5, t_star), t_sea)
+    warmer = jnp.maximum(0.5 * (255.0 - t_star), 0.0)
+    t_star, t_sea = t_star + warmer, t_sea + warmer
+    y = phi / (GAS_CONSTANT * t_star)
+    x = (t_sea - t_star) / t_star  # alpha phi / (g z) of the reference
+    return surface_pressure * jnp.exp(y * (1 - x / 2 + x**2 / 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run is made of; stored with the restart state and compared on resuming."""
+
+    days: int
+    truncation: int = 21
+    seed: int = 0
+    start: str = "2000-01-01"
+    spinup_days: int = 60
+    levels: tuple[int, ...] = (100, 250, 500, 700, 850, 925, 1000)
+    chunk_days: int = 5
+
+    def __post_init__(self):
+        object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
+        if self.truncation not in TRUNCATIONS:
+            raise ValueError(f"truncation {self.truncation}: expected one of {TRUNCATIONS}")
+        for name, least in (("days", 1), ("chunk_days", 1), ("spinup_days", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
+        if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[0] < 1:
+            raise ValueError(f"levels {self.levels}: expected increasing pressures in hPa, at least 1")
+        try:
+            first = date.fromisoformat(self.start)
+        except ValueError as error:
+            raise ValueError(f"start {self.start!r}: expected YYYY-MM-DD") from error
+        object.__setattr__(self, "start", first.isoformat())
+        if first.year < 1680 or first.year + self.days / 365 > 2262:  # datetime64[ns]
+            raise ValueError(f"start {first}, days {self.days}: expected to lie within 1680 to 2262")
+
+
+class Speedy:
+    """SPEEDY with realistic surface; `advance` is one compiled function of the model state.
+
+    The model starts `spinup_days` and 6 h before `settings.start`: the first state of the archive then has
+    that date and 6 h of precipitation behind it.
+    """
+
+    def __init__(self, settings: Settings):
+        try:
+            import jcm
+            from dinosaur.primitive_equations import truncated_modal_orography
+            from jcm.forcing import ForcingData
+            from jcm.model import Model
+            from jcm.physics.speedy.speedy_coords import get_speedy_coords
+            from jcm.terrain import TerrainData
+        except ImportError as error:
+            raise ImportError("SPEEDY needs the package jcm: pip install wind_jax[speedy]") from error
+        files = Path(jcm.__file__).parent / "data" / "bc" / "t30" / "clim"
+        coords = get_speedy_coords(spectral_truncation=settings.truncation)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # xarray's, raised inside jcm
+            terrain = TerrainData.from_file(files / "terrain.nc", coords=coords)
+            self._forcing = ForcingData.from_file(files / "forcing.nc", coords=coords, align_mode="wrap_year")
+        grid = coords.horizontal
+        # the orography that the dynamics see; jcm's own `phis0` is cut at m + n of the index, 184 m rms off
+        orography = truncated_modal_orography(terrain.orog, coords, wavenumbers_to_clip=2)
+        self._phi_s = GRAVITY * jnp.asarray(grid.to_nodal(orography), jnp.float32)
+        terrain = terrain.copy(phis0=self._phi_s)
+        start = np.datetime64(settings.start, "h") - np.timedelta64(24 * settings.spinup_days + 6, "h")
+        self._model = Model(coords=coords, terrain=terrain, time_step=STEP_MINUTES, start_time=str(start))
+        self.longitude = np.rad2deg(np.asarray(grid.longitudes)).astype(np.float32)
+        self.latitude = np.rad2deg(np.asarray(grid.latitudes)).astype(np.float32)
+        self.settings = settings
+        self._sigma = jnp.asarray(coords.vertical.centers, jnp.float32)
+        self.static = {
+            "land_sea_mask": np.asarray(terrain.fmask, np.float32),
+            "soil_type": np.zeros(self._phi_s.shape, np.float32),
+            "geopotential_at_surface": np.asarray(self._phi_s),
+        }
+        self._compiled = jax.jit(self._advance, static_argnums=1)
+
+    def initial_state(self) -> Any:
+        """The model's state of rest, perturbed by the seed, with the mass of the real atmosphere."""
+        state = self._model.initial_state(random_seed=self.settings.seed)
+        grid = self._model.coords.horizontal
+        lighter = grid.to_modal(jnp.full(grid.nodal_shape, np.log(MASS_CORRECTION)))
+        state = dataclasses.replace(state, log_surface_pressure=state.log_surface_pressure + lighter)
+        self._model.bootstrap_state(state)
+        # no weak types and no Python scalars, so that a fresh and a restored state compile alike
+        return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self._model.run_state)
+
+    def advance(self, state: Any, states: int) -> tuple[Any, dict[str, np.ndarray]]:
+        """Run `states` times 6 h on; return the new model state and the fields at the end of each 6 h."""
+        state, fields = self._compiled(state, states)
+        return state, jax.tree.map(np.asarray, fields)
+
+    def _advance(self, state: Any, states: int) -> tuple[Any, dict[str, Array]]:
+        state, saved = self._model.run_from_state_with_carry(
+            initial_state=state.dynamics,
+            forcing=self._forcing,
+            save_interval=f"{STEP_MINUTES} minutes",
+            total_time=f"{6 * states} hours",
+            initial_physics_state=state.physics,
+            initial_time=state.time,
+            initial_step=state.step,
+        )
+        every = slice(STEPS_PER_STATE - 1, None, STEPS_PER_STATE)
+        air = jax.tree.map(lambda field: field[every], saved.dynamics)
+        near_surface = saved.physics["_surface_flux"]
+        rain = saved.physics["surface_exchange"].precipitation  # kg m-2 s-1, each step
+        rain = rain.reshape(states, STEPS_PER_STATE, *rain.shape[1:]).mean(axis=1)
+        ps = 1e5 * air.normalized_surface_pressure
+        at = (self._sigma, ps, 100.0 * jnp.asarray(self.settings.levels, jnp.float32))
+        lowest = (air.temperature[:, -1], self._sigma[-1])
+        return state, {
+            "temperature": temperature_to_pressure(air.temperature, *at),
+            "geopotential": geopotential_to_pressure(air.geopotential, air.temperature, *at),
+            "specific_humidity": sigma_to_pressure(air.specific_humidity, *at),
+            "u_component_of_wind": sigma_to_pressure(air.u_wind, *at),
+            "v_component_of_wind": sigma_to_pressure(air.v_wind, *at),
+            "2m_temperature": near_surface.t0[every],
+            "mean_sea_level_pressure": mean_sea_level_pressure(*lowest, ps, self._phi_s),
+            "surface_pressure": ps,
+            "10m_u_component_of_wind": near_surface.u0[every],
+            "10m_v_component_of_wind": near_surface.v0[every],
+            "total_precipitation_6hr": rain * 6 * 3600 / 1000.0,
+        }
+
+
+def _to_dataset(model: Speedy, fields: dict[str, np.ndarray], first: int):
+    """Name the fields of states `first`, `first + 1`, ... as WeatherBench2 does; static ones go with 0."""
+    import xarray as xr
+
+    hours = 6 * np.arange(first, first + len(fields["surface_pressure"]))
+    horizontal = ("longitude", "latitude")
+    dims = {2: horizontal, 3: ("time", *horizontal), 4: ("time", "level", *horizontal)}
+    everything = fields | (model.static if first == 0 else {})
+    variables = {name: (dims[field.ndim], field, {"units": UNITS[name]}) for name, field in everything.items()}
+    coords = {
+        "time": np.datetime64(model.settings.start, "ns") + hours.astype("timedelta64[h]"),
+        "level": ("level", np.asarray(model.settings.levels, np.int32), {"units": "hPa"}),
+        "longitude": ("longitude", model.longitude, {"units": "degrees_east"}),
+        "latitude": ("latitude", model.latitude, {"units": "degrees_north"}),
+    }
+    return xr.Dataset(variables, coords)
+
+
+def _attributes(settings: Settings, complete: bool) -> dict[str, Any]:
+    title = f"SPEEDY T{settings.truncation}, 6-hourly, made by wind_jax.data.speedy (jcm)"
+    return {"title": title, "settings": json.dumps(dataclasses.asdict(settings)), "complete": complete}
+
+
+def _append(out: Path, dataset, settings: Settings, first: int) -> None:
+    dataset.attrs = _attributes(settings, complete=False)  # appending replaces those of the archive
+    if first > 0:
+        dataset.to_zarr(out, append_dim="time", zarr_format=2, consolidated=True)
+        return
+    encoding = {name: {"chunks": variable.shape} for name, variable in dataset.data_vars.items()}
+    encoding["time"] = {"units": f"hours since {settings.start}", "dtype": "int64", "chunks": (8192,)}
+    dataset.to_zarr(out, mode="w", zarr_format=2, consolidated=True, encoding=encoding)
+
+
+def _seal(out: Path, states: int, settings: Settings) -> None:
+    """Cut every array to the `states` known to be whole, and say whether these are all."""
+    import zarr
+
+    group = zarr.open_group(out, mode="r+", zarr_format=2, use_consolidated=False)
+    for _, array in group.arrays():
+        if array.attrs["_ARRAY_DIMENSIONS"][0] == "time":
+            array.resize((states, *array.shape[1:]))
+    group.attrs.update(_attributes(settings, complete=states == settings.days * STATES_PER_DAY))
+    zarr.consolidate_metadata(out, zarr_format=2)
+
+
+def _save_restart(out: Path, state: Any, states: int, settings: Settings) -> None:
+    leaves = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    partial = Path(f"{out}.restart.tmp.npz")
+    np.savez(partial, states=states, settings=json.dumps(dataclasses.asdict(settings)), **leaves)
+    os.replace(partial, f"{out}.restart.npz")
+
+
+def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int] | None:
+    """Leaves of the model state and the count of whole states, or None where there is nothing to resume."""
+    path = Path(f"{out}.restart.npz")
+    if out.exists() and not path.exists():
+        raise ValueError(f"{out} exists but {path} does not: expected both or neither; remove {out}")
+    if not path.exists():
+        return None
+    with np.load(path) as stored:
+        theirs = json.loads(str(stored["settings"]))
+        ours = json.loads(json.dumps(dataclasses.asdict(settings)))
+        differ = [f"{k}={ours[k]} (stored {theirs.get(k)})" for k in ours if ours[k] != theirs.get(k)]
+        if differ:
+            raise ValueError(f"arguments disagree with those that {path} was made with: {', '.join(differ)}")
+        leaves = [stored[name] for name in sorted(stored.files) if name.startswith("leaf_")]
+        return leaves, int(stored["states"])
+
+
+def simulate(out: str | Path, settings: Settings, log_every: float | None = None) -> None:
+    """Run SPEEDY and write the archive `out`, going on from its restart file if there is one.
+
+    Args:
+        out: Path of the Zarr; its folder must exist.
+        log_every: Seconds between lines of progress where there is no terminal for a bar; None: no lines.
+
+    Raises:
+        ValueError: `out` cannot be written, or a restart file was made with other settings.
+        ImportError: `jcm` is not installed.
+        FloatingPointError: The model became unstable.
+    """
+    out = Path(out)
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"out {str(out)!r}: expected a path in an existing folder that can be written")
+    restart = _load_restart(out, settings)
+    total, size = settings.days * STATES_PER_DAY, settings.chunk_days * STATES_PER_DAY
+    if restart and restart[1] == total:
+        return _seal(out, total, settings)
+
+    model = Speedy(settings)
+    state, done = model.initial_state(), 0
+    if not restart:
+        spinup = settings.spinup_days * STATES_PER_DAY
+        with Progress("spin-up", spinup, "state", log_every) as progress:
+            for begin in range(0, spinup, size):
+                count = min(size, spinup - begin)
+                state, _ = model.advance(state, count)
+                progress.update(count)
+        _save_restart(out, state, done, settings)
+    else:
+        leaves, done = restart
+        state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
+        if done > 0:
+            _seal(out, done, settings)
+
+    with Progress(out.name, total - done, "state", log_every) as progress:
+        for begin in range(done, total, size):
+            count = min(size, total - begin)
+            state, fields = model.advance(state, count)
+            for name, field in fields.items():
+                if not np.isfinite(field).all():
+                    raise FloatingPointError(f"{name} is not finite in states {begin} to {begin + count - 1}")
+            _append(out, _to_dataset(model, fields, begin), settings, begin)
+            _save_restart(out, state, begin + count, settings)
+            progress.update(count)
+    _seal(out, total, settings)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m wind_jax.data.speedy`."""
+    default = Settings(days=1)
+    parser = argparse.ArgumentParser(description="Write a WeatherBench2-schema Zarr with the SPEEDY model.")
+    add = parser.add_argument
+    add("--out", required=True, help="path of the Zarr")
+    add("--days", required=True, type=int, help="days to write, after the spin-up")
+    add("--truncation", default=default.truncation, type=int, help="21 (64x32 points) or 31 (96x48)")
+    add("--seed", default=default.seed, type=int, help="of the initial perturbation")
+    add("--start", default=default.start, help="date of the first state, YYYY-MM-DD")
+    add("--spinup-days", default=default.spinup_days, type=int, help="days run before the first state")
+    add("--levels", default=default.levels, type=int, nargs="+", help="hPa")
+    add("--chunk-days", default=default.chunk_days, type=int, help="days written at a time")
+    options = vars(parser.parse_args(arguments))
+    simulate(options.pop("out"), Settings(**options), log_every=60.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,401 @@
+"""Open and check an archive of the atmosphere: a Zarr of the WeatherBench2 schema, read by tensorstore.
+
+The archive may lie on disk or behind gs://, s3:// or http(s)://, be Zarr version 2 or 3 with or without
+consolidated metadata, hold latitude and longitude in either order and direction, and be float16, float32 or
+float64. What is read from it is always float32, (time, latitude, longitude, channel), south to north.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorstore as ts
+import xarray
+from jaxtyping import Float
+
+from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, Channel
+from wind_jax.progress import track
+from wind_jax.sphere import Grid
+
+TIME_STEP = np.timedelta64(6, "h")
+"""Time between consecutive frames everywhere in the package."""
+
+STATIC_VARIABLES = ("land_sea_mask", "soil_type", "geopotential_at_surface")
+COORDINATES = ("time", "level", "latitude", "longitude")
+_KNOWN = (*COORDINATES, *PRESSURE_VARIABLES, *SURFACE_VARIABLES, *STATIC_VARIABLES)
+_BLOCK_BYTES = 64 * 2**20
+# An unreachable host should fail in seconds at opening; later reads keep the long default.
+_OPENING = {f"{driver}_request_retries": {"max_retries": 5, "max_delay": "2s"} for driver in ("http", "gcs", "s3")}
+
+
+class Store:
+    """A checked archive, restricted to some channels; made by `open_store`.
+
+    Pickled, it takes only its path and channels along and opens the archive anew.
+
+    Attributes:
+        path: path or URL.
+        channels: channels of every state read, in this order.
+        grid: the horizontal grid.
+        times: (n,) datetime64[ns], ascending; may have gaps.
+        in_memory: whether the states are held in memory.
+    """
+
+    def __init__(self, path: str | Path, channels: Iterable[Channel], in_memory: bool = False):
+        self.path = str(path)
+        self.channels = tuple(channels)
+        self.in_memory = in_memory
+        if not self.channels:
+            raise ValueError(f"no channels selected from {self.path}")
+        if len(set(self.channels)) < len(self.channels):
+            raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
+        self._archive = _Archive(self.path)
+        self._check_variables()
+
+        self.times = self._archive.times()
+        latitude = self._archive.coordinate("latitude")
+        longitude = self._archive.coordinate("longitude") % 360.0
+        self._flip = latitude[0] > latitude[-1]
+        self._columns = np.argsort(longitude, kind="stable")
+        self._roll = (np.diff(self._columns) != 1).any()
+        self.grid = Grid(latitude[::-1] if self._flip else latitude, longitude[self._columns])
+
+        self._fields = self._open_fields()
+        self._states = self._read_all() if in_memory else None
+
+    def __reduce__(self):
+        return Store, (self.path, self.channels, self.in_memory)
+
+    def __len__(self) -> int:
+        return self.times.size
+
+    def read(self, start: int, frames: int) -> Float[np.ndarray, "t h w c"]:
+        """States of consecutive times in physical units.
+
+        All variables are read at once, so their latencies overlap.
+
+        Args:
+            start: index into `times`.
+            frames: how many.
+
+        Raises:
+            ValueError: beyond the archive, or a value that is not finite (its variable and time are named).
+        """
+        if frames < 1 or start < 0 or start + frames > len(self):
+            raise ValueError(f"cannot read {frames} frames from index {start}: {self.path} has {len(self)} times")
+        if self._states is not None:
+            return self._states[start : start + frames]
+        reads = [(where, array[start : start + frames].read()) for where, array in self._fields]
+        states = np.empty((frames, *self.grid.shape, len(self.channels)), np.float32)
+        for where, values in reads:
+            states[..., where] = self._oriented(values.result())
+        self._check_finite(states, start)
+        return states
+
+    def blocks(self, indices: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Streams the states at ascending time indices, for statistics of long archives.
+
+        Args:
+            indices: (n,) ascending indices into `times`.
+            description: what the progress bar says.
+
+        Yields:
+            (indices of the block, states (t, h, w, c)), with about 64 MiB a block.
+        """
+        state_bytes = 4 * len(self.channels) * self.grid.latitude.size * self.grid.longitude.size
+        length = max(1, _BLOCK_BYTES // state_bytes)
+        runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+        blocks = [run[i : i + length] for run in runs for i in range(0, len(run), length)]
+        for block in track(blocks, description, total=len(blocks), unit="block"):
+            yield block, self.read(int(block[0]), len(block))
+
+    def has(self, name: str) -> bool:
+        """Whether the archive holds a variable of this name."""
+        return name in self._archive.names
+
+    def static(self, name: str) -> Float[np.ndarray, "h w"]:
+        """A field that does not change in time, such as "land_sea_mask".
+
+        Raises:
+            ValueError: the archive has no such field, or it depends on more than latitude and longitude, or
+                is not finite.
+        """
+        dims = self._archive.dims(name)
+        if sorted(dims) != ["latitude", "longitude"]:
+            raise ValueError(
+                f"{name!r} in {self.path} has dimensions {dims}; a static field has latitude and longitude"
+            )
+        axes = [dims.index("latitude"), dims.index("longitude")]
+        values = np.transpose(self._archive.open(name).result().read().result(), axes)
+        field = np.ascontiguousarray(self._oriented(values[None, :, :, None])[0, :, :, 0], np.float32)
+        if not np.isfinite(field).all():
+            raise ValueError(f"static field {name!r} in {self.path} has values that are not finite")
+        return field
+
+    def _check_variables(self) -> None:
+        """Every channel's variable exists and has the right dimensions and levels."""
+        levels = None
+        for channel in self.channels:
+            dims = self._archive.dims(channel.name)
+            expected = ["latitude", "longitude", "time"] + ["level"] * (channel.level is not None)
+            if sorted(dims) != sorted(expected) or dims[0] != "time":
+                raise ValueError(
+                    f"{channel.name!r} in {self.path} has dimensions {dims}; expected time first, then "
+                    f"{' and '.join(sorted(expected[:2] + expected[3:]))} in any order"
+                )
+            if channel.level is None:
+                continue
+            levels = self._archive.coordinate("level") if levels is None else levels
+            if channel.level not in levels:
+                raise ValueError(
+                    f"{self.path} has no level {channel.level} hPa for {channel.name!r}; "
+                    f"its levels are {', '.join(f'{level:g}' for level in levels)}"
+                )
+
+    def _open_fields(self) -> list[tuple[slice | list[int], ts.TensorStore]]:
+        """For each variable: its positions on the channel axis, and its array as (time, h, w, channel)."""
+        names = list(dict.fromkeys(c.name for c in self.channels))
+        opened = {name: self._archive.open(name) for name in names}
+        levels = None
+        fields = []
+        for name, future in opened.items():
+            where = np.array([i for i, c in enumerate(self.channels) if c.name == name])
+            dims, array = self._archive.dims(name), future.result()
+            sizes = (len(self), *self.grid.shape)
+            for dim, size in zip(("time", "latitude", "longitude"), sizes):
+                if array.shape[dims.index(dim)] != size:
+                    raise ValueError(
+                        f"{name!r} in {self.path} has shape {array.shape} over {dims}, "
+                        f"but coordinate {dim!r} has {size} values"
+                    )
+            axes = [dims.index(dim) for dim in ("time", "latitude", "longitude")]
+            if "level" in dims:
+                levels = self._archive.coordinate("level") if levels is None else levels
+                wanted = [int(np.flatnonzero(levels == self.channels[i].level)[0]) for i in where]
+                array = array[ts.d[dims.index("level")][_as_slice(wanted)]]
+                array = array.transpose([*axes, dims.index("level")])
+            else:
+                array = array.transpose(axes)[..., ts.newaxis]
+            fields.append((_as_slice(where.tolist()), array))
+        return fields
+
+    def _oriented(self, values: np.ndarray) -> np.ndarray:
+        """(time, latitude, longitude, channel) of the file turned south to north, longitude ascending."""
+        values = values[:, ::-1] if self._flip else values
+        return values[:, :, self._columns] if self._roll else values
+
+    def _check_finite(self, states: np.ndarray, start: int) -> None:
+        if np.isfinite(states).all():
+            return
+        t, _, _, c = np.argwhere(~np.isfinite(states))[0]
+        channel, time = self.channels[c], np.datetime_as_string(self.times[start + t], unit="m")
+        level = "" if channel.level is None else f" at {channel.level} hPa"
+        raise ValueError(
+            f"{channel.name!r}{level} has values that are not finite at time {time} in {self.path}; "
+            "choose a period or channels without missing data"
+        )
+
+    def _read_all(self) -> np.ndarray:
+        self._states = None
+        states = np.empty((len(self), *self.grid.shape, len(self.channels)), np.float32)
+        for block, values in self.blocks(np.arange(len(self)), "Reading the archive into memory"):
+            states[block[0] : block[-1] + 1] = values
+        states.flags.writeable = False
+        return states
+
+
+class JoinedStore(Store):
+    """Several archives of one grid as one, in the order of their times; windows never cross from one to the next.
+
+    Args:
+        stores: opened with the same channels; each begins after the one before has ended, by more than 6 h.
+
+    Raises:
+        ValueError: grids that differ, or times that overlap or follow on.
+    """
+
+    def __init__(self, stores: Sequence[Store]):
+        first = stores[0]
+        for left, right in zip(stores, stores[1:]):
+            if right.grid != first.grid:
+                raise ValueError(
+                    f"{right.path} has another grid than {first.path}; archives are joined on one grid only"
+                )
+            if right.times[0] <= left.times[-1] + TIME_STEP:
+                raise ValueError(
+                    f"{right.path} begins at {right.times[0]}, before {left.path} has ended, at {left.times[-1]}, "
+                    "or right after it; name archives in the order of their times, with a gap between them"
+                )
+        self.path = ",".join(store.path for store in stores)
+        self.channels, self.grid, self.in_memory = first.channels, first.grid, first.in_memory
+        self.times = np.concatenate([store.times for store in stores])
+        self._stores = tuple(stores)
+        self._ends = np.cumsum([len(store) for store in stores])
+
+    def __reduce__(self):
+        return JoinedStore, (self._stores,)
+
+    def read(self, start: int, frames: int) -> Float[np.ndarray, "t h w c"]:
+        """As `Store.read`; a read across the end of an archive is put together."""
+        parts = []
+        while frames > 0:
+            which = min(int(np.searchsorted(self._ends, start, side="right")), len(self._stores) - 1)
+            store, local = self._stores[which], start - int(self._ends[which]) + len(self._stores[which])
+            count = min(frames, max(len(store) - local, 1))  # beyond the last archive its own error says so
+            parts.append(store.read(local, count))
+            start, frames = start + count, frames - count
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def has(self, name: str) -> bool:
+        """Whether the first archive holds a variable of this name; static fields are taken from it."""
+        return self._stores[0].has(name)
+
+    def static(self, name: str) -> Float[np.ndarray, "h w"]:
+        """As `Store.static`, of the first archive."""
+        return self._stores[0].static(name)
+
+
+def open_store(path: str | Path, channels: Iterable[Channel], *, in_memory: bool = False) -> Store:
+    """Opens an archive and checks all of it that can be checked without reading fields.
+
+    Args:
+        path: directory, or gs://, s3://, http:// or https:// URL, of a Zarr of the WeatherBench2 schema; several of
+            them, separated by commas, are joined in time.
+        channels: channels wanted, from `variables.channels`.
+        in_memory: read all their states now and keep them (4 bytes a value), which makes random access to
+            an archive with long chunks many times faster.
+
+    Raises:
+        ValueError: nothing there, a variable or level is missing (what exists is listed), dimensions, grid or
+            times are not as expected, packed integers.
+    """
+    stores = [Store(part, channels, in_memory) for part in str(path).split(",")]
+    return stores[0] if len(stores) == 1 else JoinedStore(stores)
+
+
+def in_period(times: np.ndarray, period: tuple[str, str] | None) -> np.ndarray:
+    """Which times lie in a period, both ends included whole: ("1979", "2015-06") ends with June 2015.
+
+    Args:
+        times: (n,) datetime64.
+        period: ISO 8601 dates of any precision; None for all times.
+
+    Returns:
+        (n,) bool, some of it true.
+
+    Raises:
+        ValueError: not dates, in the wrong order, or without any of the times.
+    """
+    if period is None:
+        return np.ones(times.shape, bool)
+    try:
+        first, last = (np.datetime64(date) for date in period)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"period must be two dates like ('1979', '2015-12-31'), got {period!r}") from error
+    inside = (times >= first) & (times < last + 1)
+    if not inside.any():
+        span = f"{np.datetime_as_string(times[0], unit='h')} to {np.datetime_as_string(times[-1], unit='h')}"
+        raise ValueError(f"period {tuple(period)} has none of the archive's times, {span}")
+    return inside
+
+
+def _as_slice(indices: list[int]) -> slice | list[int]:
+    """A contiguous list of indices as a slice, which tensorstore and numpy read faster."""
+    contiguous = indices == list(range(indices[0], indices[0] + len(indices)))
+    return slice(indices[0], indices[-1] + 1) if contiguous else indices
+
+
+class _Archive:
+    """Metadata of one Zarr group and its arrays by name; knows Zarr, not the atmosphere."""
+
+    def __init__(self, path: str):
+        self.path = path
+        is_url = re.match(r"\w+://", path)
+        spec = path.rstrip("/") + "/" if is_url else {"driver": "file", "path": path.rstrip("/") + "/"}
+        try:
+            self._store = ts.KvStore.open(spec, context=ts.Context(_OPENING)).result()
+            self._metadata, self._driver = self._read_metadata()
+        except ValueError as error:
+            raise ValueError(f"cannot open {path}: {error}") from error
+        if not self._metadata:
+            raise ValueError(
+                f"no Zarr archive at {path}: expected a directory or URL that holds zarr.json, .zmetadata or .zgroup"
+            )
+        # Reads use the default context: retries there are worth their time.
+        self._store = ts.KvStore.open(spec).result()
+
+    def _json(self, keys: Iterable[str]) -> dict[str, dict]:
+        """Those of the keys that exist, parsed."""
+        reads = {key: self._store.read(key) for key in keys}
+        values = {key: read.result().value for key, read in reads.items()}
+        return {key: json.loads(value) for key, value in values.items() if value}
+
+    def _read_metadata(self) -> tuple[dict[str, tuple[tuple[str, ...], dict]], str]:
+        """Dimensions and attributes of each array, and the tensorstore driver for them."""
+        roots = self._json(["zarr.json", ".zmetadata", ".zgroup"])
+        if root := roots.get("zarr.json"):
+            consolidated = (root.get("consolidated_metadata") or {}).get("metadata")
+            if not consolidated:
+                found = self._json(f"{name}/zarr.json" for name in _KNOWN)
+                consolidated = {key.removesuffix("/zarr.json"): value for key, value in found.items()}
+            return {
+                name: (tuple(array.get("dimension_names") or ()), array.get("attributes", {}))
+                for name, array in consolidated.items()
+                if array["node_type"] == "array"
+            }, "zarr3"
+        if root := roots.get(".zmetadata"):
+            attributes = root["metadata"]
+        elif ".zgroup" in roots:
+            attributes = self._json(f"{name}/.zattrs" for name in _KNOWN)
+        else:
+            return {}, ""
+        return {
+            key.removesuffix("/.zattrs"): (tuple(value["_ARRAY_DIMENSIONS"]), value)
+            for key, value in attributes.items()
+            if key.endswith("/.zattrs") and "_ARRAY_DIMENSIONS" in value
+        }, "zarr"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self._metadata))
+
+    def dims(self, name: str) -> tuple[str, ...]:
+        if name not in self._metadata:
+            raise ValueError(f"{self.path} has no variable {name!r}; it has {', '.join(self.names)}")
+        return self._metadata[name][0]
+
+    def open(self, name: str) -> ts.Future:
+        self.dims(name)
+        if packed := {"scale_factor", "add_offset"}.intersection(self._metadata[name][1]):
+            raise ValueError(f"{name!r} in {self.path} is packed ({', '.join(sorted(packed))}); rewrite it as float32")
+        kvstore = (self._store / f"{name}/").spec().to_json()
+        return ts.open({"driver": self._driver, "kvstore": kvstore}, open=True, read=True)
+
+    def coordinate(self, name: str) -> np.ndarray:
+        """(n,) float64 values of a coordinate."""
+        if self.dims(name) != (name,):
+            raise ValueError(
+                f"coordinate {name!r} in {self.path} has dimensions {self.dims(name)}, expected ({name!r},)"
+            )
+        values = self.open(name).result().read().result().astype(np.float64)
+        if not np.isfinite(values).all() or np.unique(values).size < values.size:
+            raise ValueError(f"coordinate {name!r} in {self.path} must be finite and distinct, got {values}")
+        return values
+
+    def times(self) -> np.ndarray:
+        """(n,) datetime64[ns], checked to ascend strictly."""
+        raw = self.open("time").result().read().result()
+        decoded = xarray.decode_cf(xarray.Dataset({"time": ("time", raw, self._metadata["time"][1])}))["time"]
+        if not np.issubdtype(decoded.dtype, np.datetime64):
+            raise ValueError(
+                f"times of {self.path} must be of the standard calendar with CF units such as "
+                f"'hours since 1959-01-01', got attributes {self._metadata['time'][1]}"
+            )
+        times = decoded.values.astype("datetime64[ns]")
+        wrong = np.flatnonzero(~(np.diff(times) > np.timedelta64(0)))
+        if times.size == 0 or wrong.size:
+            at = f"; {times[wrong[0]]} is followed by {times[wrong[0] + 1]}" if wrong.size else ", got none"
+            raise ValueError(f"times of {self.path} must ascend strictly{at}")
+        return times

@@ -1,0 +1,151 @@
+"""Windows of consecutive frames by random access, and the grain pipeline that shuffles, shards and batches.
+
+The stream of windows is one sequence, fixed by the seed. Global batch k is its k-th part of `batch_size`
+windows, and process p of P takes every P-th window of the stream, from the p-th on: training does not depend
+on the number of processes, and resumes exactly.
+"""
+
+import grain
+import numpy as np
+
+from wind_jax.data.forcings import forcings
+from wind_jax.data.normalize import Statistics
+from wind_jax.data.store import TIME_STEP, Store, in_period
+
+
+def window_starts(times: np.ndarray, frames: int, period: tuple[str, str] | None = None, stride: int = 1) -> np.ndarray:
+    """Indices at which a window of frames 6 h apart begins, without gap and all within the period.
+
+    Args:
+        times: (n,) datetime64, ascending.
+        frames: length of a window.
+        period: first and last date, both included whole; None for all times.
+        stride: keep every stride-th of these windows.
+
+    Returns:
+        (n,) int64, some.
+
+    Raises:
+        ValueError: frames or stride not positive, a bad period, or no such window.
+    """
+    if frames < 1 or stride < 1:
+        raise ValueError(f"frames and stride must be at least 1, got frames={frames}, stride={stride}")
+    inside = in_period(times, period)
+    # A window is whole if it contains no bad link and no time outside; both are counted by cumulative sums.
+    bad_links = np.concatenate([[0], np.cumsum(np.diff(times) != TIME_STEP)])
+    outside = np.concatenate([[0], np.cumsum(~inside)])
+    starts = np.arange(max(times.size - frames + 1, 0), dtype=np.int64)
+    whole = (bad_links[starts + frames - 1] == bad_links[starts]) & (outside[starts + frames] == outside[starts])
+    starts = starts[whole][::stride]
+    if starts.size == 0:
+        raise ValueError(
+            f"no window of {frames} frames 6 h apart among {int(inside.sum())} times "
+            f"from {times[inside][0]} to {times[inside][-1]} (period {period})"
+        )
+    return starts
+
+
+class WindowSource(grain.sources.RandomAccessDataSource):
+    """Random access to windows in model units with their forcings.
+
+    Args:
+        store: the archive.
+        statistics: for model units; must have the store's channels.
+        static: (h, w, 6) from `static_forcings`.
+        starts: (n,) from `window_starts`.
+        frames: length of a window.
+    """
+
+    def __init__(self, store: Store, statistics: Statistics, static: np.ndarray, starts: np.ndarray, frames: int):
+        if statistics.channels != store.channels:
+            raise ValueError(
+                f"statistics are of channels {[c.key for c in statistics.channels]}, "
+                f"the store's are {[c.key for c in store.channels]}"
+            )
+        if static.shape != (*store.grid.shape, 6):
+            raise ValueError(f"static forcings must have shape {(*store.grid.shape, 6)}, got shape {static.shape}")
+        self._store, self._statistics, self._static = store, statistics, static
+        self._starts, self._frames = starts, frames
+
+    def __len__(self) -> int:
+        return self._starts.size
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        start = self._starts[index]
+        times = self._store.times[start : start + self._frames]
+        return {
+            "x": self._statistics.normalize(self._store.read(int(start), self._frames)),
+            "forcings": forcings(self._static, times),
+            "start": start,
+        }
+
+    def __repr__(self) -> str:  # grain compares it when a pipeline's state is restored
+        return f"WindowSource({self._store.path}, windows={len(self)}, frames={self._frames})"
+
+
+def windows(
+    store: Store,
+    statistics: Statistics,
+    static: np.ndarray,
+    *,
+    frames: int,
+    batch_size: int,
+    period: tuple[str, str] | None = None,
+    stride: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    repeat: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> grain.IterDataset:
+    """Batches of windows for one process.
+
+    Args:
+        store: the archive.
+        statistics: of the same channels.
+        static: (h, w, 6) from `static_forcings`.
+        frames: length of a window.
+        batch_size: windows of a global batch; each process gets batch_size / process_count of them.
+        period: first and last date of the windows, both included whole; None for all.
+        stride: use every stride-th window.
+        seed: of the order; each epoch has its own.
+        shuffle: in random order, else in time order.
+        repeat: without end, else once, leaving out the windows of a last incomplete batch.
+        process_index: this process.
+        process_count: number of processes.
+        workers: processes that read; 0 reads by threads, best for an archive in memory or on a local disk.
+
+    Returns:
+        A grain dataset of {"x": (b, t, h, w, c) model units, "forcings": (b, t, h, w, 10), "start": (b,)}.
+        Its iterator's get_state and set_state resume exactly.
+
+    Raises:
+        ValueError: sizes that do not fit, a bad period, statistics or forcings of another store.
+    """
+    if batch_size < 1 or process_count < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} must be a positive multiple of the number of processes, {process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must lie in [0, {process_count}), got {process_index}")
+    if workers < 0 or (workers and store.in_memory):
+        raise ValueError(
+            f"workers must be 0 or more, and 0 for an archive in memory, which threads share; got {workers}"
+        )
+    starts = window_starts(store.times, frames, period, stride)
+    if not repeat and starts.size < batch_size:
+        raise ValueError(f"{starts.size} windows do not fill one batch of {batch_size}")
+    dataset = grain.MapDataset.source(WindowSource(store, statistics, static, starts, frames))
+    if shuffle:
+        dataset = dataset.shuffle(seed)
+    if repeat:
+        dataset = dataset.repeat()
+    else:
+        dataset = dataset.slice(slice(starts.size // batch_size * batch_size))
+    dataset = dataset.slice(slice(process_index, None, process_count))
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return dataset

@@ -1,0 +1,176 @@
+"""From noise to data: one scan over the rows of a time grid, with the method as a small step function.
+
+A step is `step(denoiser, x_t, t, s, schedule, keys) -> x_s`, from times t to times s <= t, both `(b,)` or
+`(b, frame)`. The deterministic ones solve the probability-flow ODE (arXiv 2011.13456, eq. 13), which is
+
+    d(x / alpha) = z(x_t, t) d(sigma / alpha),    z = (x_t - alpha_t x0_hat) / sigma_t
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from wind_jax.diffusion.denoiser import Denoiser, broadcast_time, expand_like
+from wind_jax.diffusion.schedule import Schedule
+
+Step = Callable[[Denoiser, Array, Array, Array, Schedule, Array | None], Array]
+
+
+def _levels(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
+    t = expand_like(t, x)
+    return schedule.alpha(t), schedule.sigma(t)
+
+
+def ddim(eta: float = 0.0) -> Step:
+    """DDIM (arXiv 2010.02502, eq. 12 and 16): eta = 0 is deterministic, eta = 1 ancestral sampling (DDPM).
+
+    Raises:
+        ValueError: `eta` outside [0, 1]; in the step, eta > 0 without a key.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"DDIM's eta lies in [0, 1], got {eta}.")
+
+    def step(denoiser, x_t, t, s, schedule, keys):
+        alpha_t, sigma_t = _levels(schedule, t, x_t)
+        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        x0_hat = denoiser(x_t, t)
+        z_hat = (x_t - alpha_t * x0_hat) / sigma_t
+        if eta == 0:
+            return alpha_s * x0_hat + sigma_s * z_hat
+        if keys is None:
+            raise ValueError(f"DDIM with eta={eta} draws noise: give sample() a key for each member.")
+        fresh = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:], x_t.dtype))(keys)
+        return alpha_s * x0_hat + sigma_s * (jnp.sqrt(1 - fresh) * z_hat + jnp.sqrt(fresh) * noise)
+
+    return step
+
+
+def euler() -> Step:
+    """Euler's method for the probability-flow ODE; order 1. The same map as DDIM with eta = 0."""
+
+    def step(denoiser, x_t, t, s, schedule, keys):
+        alpha_t, sigma_t = _levels(schedule, t, x_t)
+        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        slope = (x_t - alpha_t * denoiser(x_t, t)) / sigma_t
+        return alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
+
+    return step
+
+
+def heun() -> Step:
+    """Heun's method for the probability-flow ODE (arXiv 2206.00364): order 2, two denoiser calls a step."""
+
+    def step(denoiser, x_t, t, s, schedule, keys):
+        alpha_t, sigma_t = _levels(schedule, t, x_t)
+        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        length = sigma_s / alpha_s - sigma_t / alpha_t
+        slope = (x_t - alpha_t * denoiser(x_t, t)) / sigma_t
+        x_s = alpha_s * (x_t / alpha_t + length * slope)
+        # Time 0 is for known frames; one that arrives there is still to be denoised and guided.
+        arrival = jnp.where(t > 0, jnp.maximum(s, jnp.finfo(s.dtype).tiny), s)
+        end_slope = (x_s - alpha_s * denoiser(x_s, arrival)) / sigma_s
+        return alpha_s * (x_t / alpha_t + length * (slope + end_slope) / 2)
+
+    return step
+
+
+def member_keys(key: Key[Array, ""], members: int | Sequence[int] | Int[Array, "b"]) -> Key[Array, "b"]:
+    """One key a member, by its index alone, so that members do not depend on how many run beside them.
+
+    Args:
+        key: The ensemble's key.
+        members: Number of members, or the indices of those to run here.
+    """
+    members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
+    return jax.vmap(lambda member: jax.random.fold_in(key, member))(members)
+
+
+def initial(
+    keys: Key[Array, "b"],
+    shape: Sequence[int],
+    grid0: Float[Array | np.ndarray, "..."],
+    schedule: Schedule,
+    known: Float[Array | np.ndarray, "..."] | None = None,
+) -> Float[Array, "b ..."]:
+    """Draws the start of a chain from N(0, alpha^2 + sigma^2): data in model units has mean 0 and variance 1.
+
+    Args:
+        keys: From `member_keys`.
+        shape: One member's, `(t, h, w, c)` or `(d,)`.
+        grid0: The time grid's first row, a scalar or `(t,)`.
+        schedule: Noise schedule.
+        known: Broadcasts to `shape` or `(b, *shape)`; its frames where `grid0` is 0 are taken over exactly.
+
+    Returns:
+        `(b, *shape)` float32, or float64 where that is enabled.
+
+    Raises:
+        ValueError: Known frames in the grid without `known`.
+    """
+    dtype = jnp.asarray(0.0).dtype
+    if known is None and not isinstance(grid0, jax.core.Tracer) and (np.asarray(grid0) == 0).any():
+        raise ValueError(
+            f"The grid's first row {grid0} has frames at 0, so their values are needed: give known."
+        )
+    grid0 = jnp.asarray(grid0, dtype)
+    z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), tuple(shape), dtype))(keys)
+    t = jnp.broadcast_to(grid0, (keys.shape[0], *grid0.shape))
+    alpha, sigma = _levels(schedule, t, z)
+    x_init = jnp.sqrt(alpha**2 + sigma**2) * z
+    if known is None:
+        return x_init
+    known = jnp.asarray(known, dtype)
+    known = jnp.broadcast_to(known.reshape((1,) * (z.ndim - known.ndim) + known.shape), z.shape)
+    return jnp.where(expand_like(t, z) == 0, known, x_init)
+
+
+def sample(
+    denoiser: Denoiser,
+    x_init: Float[Array, "b ..."],
+    grid: Float[Array | np.ndarray, "..."],
+    schedule: Schedule,
+    step: Step | None = None,
+    key: Key[Array, "b"] | None = None,
+) -> Float[Array, "b ..."]:
+    """Runs the chain down the grid.
+
+    Args:
+        denoiser: Plain or guided.
+        x_init: Members at the grid's first row, from `initial`.
+        grid: `(steps + 1,)` or `(steps + 1, frame)`, each column falling or level. A frame whose time does
+            not change in a step is left as it is, bit for bit.
+        schedule: Noise schedule.
+        step: `ddim(eta)`, `euler()` or `heun()`; None is `ddim()`.
+        key: One a member, from `member_keys`; only steps that draw noise need it.
+
+    Raises:
+        ValueError: A grid of the wrong shape, or with times that rise or leave [0, 1].
+    """
+    step = step or ddim()
+    if not isinstance(grid, jax.core.Tracer):
+        _check_grid(np.asarray(grid), x_init.shape)
+    grid = jnp.asarray(grid, x_init.dtype)
+
+    def advance(x_t, row):
+        index, t, s = row
+        t, s = (broadcast_time(jnp.broadcast_to(v, (x_t.shape[0], *v.shape)), x_t) for v in (t, s))
+        # Index 0 of a member's key is for its initial noise.
+        keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(k, index + 1))(key)
+        x_s = step(denoiser, x_t, t, s, schedule, keys)
+        return jnp.where(expand_like(t == s, x_t) > 0, x_t, x_s), None
+
+    steps = grid.shape[0] - 1
+    return jax.lax.scan(advance, x_init, (jnp.arange(steps), grid[:-1], grid[1:]))[0]
+
+
+def _check_grid(grid: np.ndarray, shape: tuple[int, ...]) -> None:
+    if grid.ndim not in (1, 2) or len(grid) < 2 or (grid.ndim == 2 and grid.shape[1:] != shape[1:2]):
+        raise ValueError(
+            f"A time grid for x of shape {shape} is (steps + 1,) or (steps + 1, frame), got {grid.shape}."
+        )
+    if not ((grid >= 0) & (grid <= 1)).all() or (np.diff(grid, axis=0) > 0).any():
+        raise ValueError(f"A time grid falls within [0, 1], got rows from {grid[0]} to {grid[-1]}.")

@@ -1,0 +1,309 @@
+"""Parts of the video U-ViT: padding on the sphere, convolutions, rotary positions, attention, the two blocks.
+
+Arrays are `(b, t, h, w, c)`: batch, frame, latitude (south to north), longitude, channel. Parameters are
+float32; products are taken in the compute type a module was built with.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+EPSILON = 1e-6
+GROUPS = 32
+
+ZEROS = nnx.initializers.zeros_init()
+LECUN = nnx.initializers.lecun_normal()
+
+
+class Mirror(NamedTuple):
+    """The rows that show what lies across the poles of one level's grid.
+
+    Row -1 of a level is row `south` seen half a turn away, row `h` is row `h - 1 - north`. On a grid of whole
+    cells both are 0; where a grid has rows beyond the pole already, the mirror image lies further inside.
+    """
+
+    south: int
+    north: int
+
+
+def half_turn(x: Float[Array, "... w c"]) -> Float[Array, "... w c"]:
+    """Turn rows by 180 degrees of longitude; between two columns (odd `w`) take the mean of both."""
+    width = x.shape[-2]
+    turned = jnp.roll(x, width // 2, axis=-2)
+    if width % 2:
+        turned = (turned + jnp.roll(x, width // 2 + 1, axis=-2)) / 2
+    return turned
+
+
+def pad_across_poles(
+    x: Float[Array, "... h w c"], south: Sequence[int], north: Sequence[int]
+) -> Float[Array, "... rows w c"]:
+    """Continue a field over the poles by rows of its own, seen half a turn away.
+
+    Args:
+      x: the field.
+      south: rows to put below row 0, in the order in which they come out, that is from the outermost inwards.
+      north: rows to put above the last row, from the innermost outwards.
+
+    Wind components change their sign across a pole. That is left to the network, which sees all rows alike.
+    """
+    # Slices, not `take`: its gradient is a scatter, on CPU slower than all convolutions together.
+    across = lambda rows: [half_turn(x[..., row : row + 1, :, :]) for row in rows]
+    return jnp.concatenate([*across(south), x, *across(north)], axis=-3)
+
+
+def pad_one(x: Float[Array, "... h w c"], mirror: Mirror | None) -> Float[Array, "... h2 w2 c"]:
+    """One more row and column on every side: zeros where `mirror` is None, else what lies there."""
+    if mirror is None:
+        return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [(1, 1), (1, 1), (0, 0)])
+    x = pad_across_poles(x, [mirror.south], [x.shape[-3] - 1 - mirror.north])
+    return jnp.concatenate([x[..., -1:, :], x, x[..., :1, :]], axis=-2)
+
+
+def conv3x3(
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 c out"], mirror: Mirror | None
+) -> Float[Array, "b t h w out"]:
+    """3 x 3 convolution of every frame, padded by `pad_one`.
+
+    On CPU as one matrix product of the nine shifted fields: inside a scan XLA computes the gradient of a
+    convolution's kernel without its fast path there, 20 times slower (two cores, 96 channels, 16 x 32 cells).
+    """
+    b, t, h, w, c = x.shape
+    padded = pad_one(x, mirror)
+    if jax.default_backend() == "cpu":
+        shifted = [padded[..., i : i + h, j : j + w, :] for i in range(3) for j in range(3)]
+        return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(9 * c, -1)
+    padded = padded.reshape(b * t, h + 2, w + 2, c)
+    out = jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return out.reshape(b, t, h, w, -1)
+
+
+class Conv3x3(nnx.Module):
+    """3 x 3 convolution with bias; `mirror` chooses the padding (see `pad_one`)."""
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        mirror: Mirror | None,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        kernel_init: Callable = LECUN,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (3, 3, features_in, features_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features_out,), jnp.float32))
+        self.mirror = mirror
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w out"]:
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        return conv3x3(x.astype(self.dtype), kernel, self.mirror) + bias[None, None, None, None, :]
+
+
+class FrameConv(nnx.Module):
+    """Convolution along the frame axis alone, zero beyond the window; starts as zero."""
+
+    def __init__(self, features: int, size: int, *, dtype: jnp.dtype):
+        self.kernel = nnx.Param(jnp.zeros((size, features, features), jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        size, frames = kernel.shape[0], x.shape[1]
+        padded = jnp.pad(x, [(0, 0), (size // 2, size // 2), (0, 0), (0, 0), (0, 0)])
+        return sum(padded[:, k : k + frames] @ kernel[k] for k in range(size))
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation of each frame on its own; statistics in float32."""
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:2], -1, GROUPS, x.shape[-1] // GROUPS)
+        mean = jnp.mean(grouped, axis=(2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(grouped - mean), axis=(2, 4), keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+        affine = normal * self.scale[None, None, None, None, :] + self.bias[None, None, None, None, :]
+        return affine.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Division by the root mean square of the last axis, in float32, and a scale."""
+
+    def __init__(self, features: int):
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        full = x.astype(jnp.float32)
+        normal = full * jax.lax.rsqrt(jnp.mean(jnp.square(full), axis=-1, keepdims=True) + EPSILON)
+        return (normal * jnp.expand_dims(self.scale[...], range(x.ndim - 1))).astype(x.dtype)
+
+
+def rotary_split(pairs: int) -> tuple[int, int, int]:
+    """Pairs of a head's components given to (frame, row, column); a remainder of 1 goes to the frame."""
+    third, rest = divmod(pairs, 3)
+    return third + (rest == 1), third + (rest == 2), third + (rest == 2)
+
+
+def wave_numbers(count: int, width: int) -> np.ndarray:
+    """`count` whole wave numbers in 1 .. width / 2, spread geometrically, all different where possible."""
+    largest = max(width // 2, 1)
+    if count >= largest:
+        return np.arange(count) % largest + 1
+    waves = np.round(np.geomspace(1, largest, count)).astype(int)
+    for i in range(1, count):
+        waves[i] = max(waves[i], waves[i - 1] + 1)
+    return waves
+
+
+def rotary_angles(frames: int, height: int, width: int, head_width: int, geometry: str) -> list[np.ndarray]:
+    """Angles by which pairs of components turn with the frame, the row and the column.
+
+    In the published network every axis has the frequencies `10000^(-i / pairs)` per index. On the sphere the
+    angle of a column is a whole multiple of its longitude, so attention does not see where longitudes begin,
+    and the angle of a row a multiple of its latitude.
+
+    Returns:
+      radians: arrays `(frames, p0)`, `(height, p1)`, `(width, p2)` with `p0 + p1 + p2 = head_width / 2`.
+    """
+    split = rotary_split(head_width // 2)
+    frequencies = [10000.0 ** (-np.arange(pairs) / max(pairs, 1)) for pairs in split]
+    if geometry == "sphere":
+        frequencies[1] = np.geomspace(1.0, max(height / 2, 1.0), split[1]) * np.pi / height
+        frequencies[2] = wave_numbers(split[2], width) * 2 * np.pi / width
+    return [np.outer(np.arange(n), f) for n, f in zip((frames, height, width), frequencies)]
+
+
+def rotate(x: Float[Array, "b t h w heads d"], geometry: str) -> Float[Array, "b t h w heads d"]:
+    """Rotary positions (Su et al. 2021) over three axes; components `2i` and `2i + 1` turn together."""
+    _, t, h, w, _, d = x.shape
+    angles = rotary_angles(t, h, w, d, geometry)
+
+    def table(function: Callable) -> jax.Array:
+        frame, row, column = (jnp.asarray(function(a), jnp.float32) for a in angles)
+        parts = [frame[:, None, None, :], row[None, :, None, :], column[None, None, :, :]]
+        return jnp.concatenate([jnp.broadcast_to(p, (t, h, w, p.shape[-1])) for p in parts], axis=-1)
+
+    cos, sin = (table(f)[None, :, :, :, None, :] for f in (np.cos, np.sin))
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def attention(
+    q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
+) -> Float[Array, "b n heads d"]:
+    """Softmax attention, softmax in float32.
+
+    On accelerators `jax.nn.dot_product_attention`; on CPU the same as matrix products with batch and head in
+    front, which was measured four times as fast there at a head width of 32.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(q, k, v)
+    q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q, k, v))
+    logits = (q @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32) * q.shape[-1] ** -0.5
+    return jnp.swapaxes(jax.nn.softmax(logits, axis=-1).astype(v.dtype) @ v, 1, 2)
+
+
+class ResBlock(nnx.Module):
+    """Residual block of two 3 x 3 convolutions, the second scaled and shifted by the noise embedding.
+
+    With `frame_kernel` above 1 a convolution along frames alone stands before the second one. It starts as
+    zero, and lets the fine levels see motion, which in the published network only the transformer levels do.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        embedding: int,
+        *,
+        mirror: Mirror | None,
+        frame_kernel: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.embed = nnx.Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.in_norm = GroupNorm(width)
+        self.in_conv = Conv3x3(width, width, mirror=mirror, dtype=dtype, rngs=rngs)
+        self.out_norm = GroupNorm(width)
+        self.frame_conv = FrameConv(width, frame_kernel, dtype=dtype) if frame_kernel > 1 else None
+        self.out_conv = Conv3x3(width, width, mirror=mirror, dtype=dtype, rngs=rngs, kernel_init=ZEROS)
+
+    def __call__(self, x: Float[Array, "b t h w c"], embedding: Float[Array, "be te e"]) -> Float[Array, "b t h w c"]:
+        scale, shift = jnp.split(self.embed(embedding)[:, :, None, None, :], 2, axis=-1)
+        y = self.in_conv(nnx.silu(self.in_norm(x)))
+        y = nnx.silu(self.out_norm(y) * (1 + scale) + shift)
+        if self.frame_conv is not None:
+            y = y + self.frame_conv(y)
+        return x + self.out_conv(y)
+
+
+class TransformerBlock(nnx.Module):
+    """Attention over all space-time tokens beside an MLP, from one normalisation and one input projection."""
+
+    def __init__(self, width: int, embedding: int, *, heads: int, geometry: str, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads, self.geometry = heads, geometry
+        self.norm = RMSNorm(width)
+        self.embed = nnx.Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.project = nnx.Linear(width, 7 * width, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+        self.attention_out = nnx.Linear(width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.mlp_out = nnx.Linear(4 * width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t h w c"], embedding: Float[Array, "be te e"]) -> Float[Array, "b t h w c"]:
+        b, t, h, w, c = x.shape
+        scale, shift = jnp.split(self.embed(embedding)[:, :, None, None, :], 2, axis=-1)
+        projected = self.project(self.norm(x) * (1 + scale) + shift)
+        qkv = projected[..., : 3 * c].reshape(b, t, h, w, 3, self.heads, c // self.heads)
+        q = rotate(self.q_norm(qkv[..., 0, :, :]), self.geometry)
+        k = rotate(self.k_norm(qkv[..., 1, :, :]), self.geometry)
+        q, k, v = (a.reshape(b, t * h * w, self.heads, -1) for a in (q, k, qkv[..., 2, :, :]))
+        attended = attention(q, k, v).reshape(b, t, h, w, c)
+        return x + self.attention_out(attended) + self.mlp_out(nnx.silu(projected[..., 3 * c :]))
+
+
+def pixel_unshuffle(x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 c4"]:
+    """Fold 2 x 2 cells into channels; the channel varies slowest, then the row, then the column."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h // 2, 2, w // 2, 2, c)
+    return x.transpose(0, 1, 2, 4, 6, 3, 5).reshape(b, t, h // 2, w // 2, 4 * c)
+
+
+def pixel_shuffle(x: Float[Array, "b t h w c4"]) -> Float[Array, "b t h2 w2 c"]:
+    """Undo `pixel_unshuffle`."""
+    b, t, h, w, c = x.shape
+    x = x.reshape(b, t, h, w, c // 4, 2, 2)
+    return x.transpose(0, 1, 2, 5, 3, 6, 4).reshape(b, t, 2 * h, 2 * w, c // 4)
+
+
+class Down(nnx.Module):
+    """To half the resolution: convolution and pixel-unshuffle, plus means over groups of the unshuffled."""
+
+    def __init__(self, width_in: int, width_out: int, *, mirror: Mirror | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = Conv3x3(width_in, width_out // 4, mirror=mirror, dtype=dtype, rngs=rngs)
+        self.width_out = width_out
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 out"]:
+        folded = pixel_unshuffle(x)
+        shortcut = folded.reshape(*folded.shape[:-1], self.width_out, -1).mean(axis=-1)
+        return pixel_unshuffle(self.conv(x)) + shortcut
+
+
+class Up(nnx.Module):
+    """To twice the resolution: convolution and pixel-shuffle, plus the repeated channels shuffled."""
+
+    def __init__(self, width_in: int, width_out: int, *, mirror: Mirror | None, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.conv = Conv3x3(width_in, 4 * width_out, mirror=mirror, dtype=dtype, rngs=rngs)
+        self.repeats = 4 * width_out // width_in
+
+    def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h2 w2 out"]:
+        return pixel_shuffle(self.conv(x) + jnp.repeat(x, self.repeats, axis=-1))

@@ -1,0 +1,177 @@
+"""The frozen prior: weights, geometry, statistics and diffusion settings in one portable file.
+
+A `Prior` is a pytree whose only leaves are its parameters, so it passes through `jax.jit` as an argument and one
+compiled sampler serves every prior of the same architecture.
+"""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+
+from wind_jax.data.normalize import Statistics
+from wind_jax.diffusion.denoiser import Denoiser, make_denoiser
+from wind_jax.diffusion.schedule import SCHEDULES, Schedule
+from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.sphere import Grid
+
+FORMAT = "wind_jax.prior/1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prior:
+    """An unconditional video diffusion model of the atmosphere, p(x).
+
+    Attributes:
+        params: parameters of the U-ViT as nested dicts of arrays (float32).
+        config: architecture.
+        statistics: change between physical units and model units; names the channels.
+        grid: latitude and longitude of the fields.
+        frames: frames of one window, 6 h apart.
+        schedule_name: forward process, a key of `wind_jax.diffusion.schedule.SCHEDULES`.
+        prediction: what the network predicts: "x0", "v" or "epsilon".
+        provenance: JSON text that says what the prior was trained on, for how long and with which config.
+    """
+
+    params: Any
+    config: UViTConfig
+    statistics: Statistics
+    grid: Grid
+    frames: int
+    schedule_name: str
+    prediction: str
+    provenance: str = "{}"
+
+    @property
+    def schedule(self) -> Schedule:
+        """The forward process x_t = alpha(t) x + sigma(t) z."""
+        return SCHEDULES[self.schedule_name]()
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape (t, h, w, c) of one window."""
+        return (self.frames, *self.grid.shape, self.config.channels)
+
+    def denoiser(self, forcings: jax.Array) -> Denoiser:
+        """The map (x_t, t) -> E[x | x_t] in model units.
+
+        Args:
+            forcings: the 10 inputs of `wind_jax.data.forcings`, (t, h, w, f) shared by all members or (b, t, h, w, f).
+        """
+        graphdef = graph(self.config)
+
+        def network(x_t, t):
+            f = jnp.broadcast_to(forcings, (x_t.shape[0], *forcings.shape[-4:]))
+            return apply(graphdef, self.params, x_t, t, f)
+
+        return make_denoiser(network, self.schedule, self.prediction)
+
+
+jax.tree_util.register_dataclass(
+    Prior,
+    data_fields=["params"],
+    meta_fields=[f.name for f in dataclasses.fields(Prior) if f.name != "params"],
+)
+
+
+def graph(config: UViTConfig) -> nnx.GraphDef:
+    """Static structure of the network, without allocating its parameters."""
+    return nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))[0]
+
+
+def apply(
+    graphdef: nnx.GraphDef, params: Any, x_t: jax.Array, t: jax.Array, forcings: jax.Array
+) -> jax.Array:
+    """Pure form of the network: nested dict of parameters and inputs (b, t, h, w, .) -> output (b, t, h, w, c)."""
+    return nnx.merge(graphdef, nnx.State(params))(x_t, t, forcings)
+
+
+def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") -> None:
+    """Write `prior` to one .npz file, atomically; `dtype` is that of the stored parameters (float16 halves the file)."""
+    arrays = {
+        "params/" + key: np.asarray(value, dtype)
+        for key, value in traverse_util.flatten_dict(prior.params, sep="/").items()
+    }
+    metadata = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(prior.config),
+        "statistics": prior.statistics.to_dict(),
+        "latitude": prior.grid.latitude.tolist(),
+        "longitude": prior.grid.longitude.tolist(),
+        "frames": prior.frames,
+        "schedule": prior.schedule_name,
+        "prediction": prior.prediction,
+        "provenance": json.loads(prior.provenance),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, metadata=np.array(json.dumps(metadata)), **arrays)
+    partial = f"{path}.partial"
+    with open(partial, "wb") as file:
+        file.write(buffer.getvalue())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_prior(path: str | os.PathLike) -> Prior:
+    """Read a prior written by `save_prior`.
+
+    Raises:
+        ValueError: the file does not exist, is not a prior, or its parameters do not fit its architecture.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        metadata = json.loads(str(arrays.pop("metadata")))
+    except FileNotFoundError:
+        raise ValueError(
+            f"prior {str(path)!r} does not exist; expected a file written by training."
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} is not a readable prior file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{str(path)!r} has format {metadata.get('format')!r}, expected {FORMAT!r}.")
+    config = UViTConfig(**{k: _tuples(v) for k, v in metadata["config"].items()})
+    params = {key.removeprefix("params/"): jnp.asarray(value, jnp.float32) for key, value in arrays.items()}
+    _check_parameters(path, params, config)
+    return Prior(
+        params=traverse_util.unflatten_dict(params, sep="/"),
+        config=config,
+        statistics=Statistics.from_dict(metadata["statistics"]),
+        grid=Grid(np.asarray(metadata["latitude"]), np.asarray(metadata["longitude"])),
+        frames=metadata["frames"],
+        schedule_name=metadata["schedule"],
+        prediction=metadata["prediction"],
+        provenance=json.dumps(metadata["provenance"]),
+    )
+
+
+def parameter_shapes(config: UViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name ("a/b/c") and shape of every parameter of the architecture, without allocating any."""
+    state = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))[1]
+    return traverse_util.flatten_dict(pure_params(state), sep="/")
+
+
+def pure_params(state: Any) -> dict[str, Any]:
+    """The arrays of an `nnx.State` as nested dicts with string keys: what the rest of the package stores and shards."""
+    return nnx.to_pure_dict(state)
+
+
+def _check_parameters(path, params: Mapping[str, jax.Array], config: UViTConfig) -> None:
+    expected = {name: leaf.shape for name, leaf in parameter_shapes(config).items()}
+    found = {name: leaf.shape for name, leaf in params.items()}
+    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if wrong:
+        lines = ", ".join(f"{n}: found {found.get(n)}, expected {expected.get(n)}" for n in wrong[:8])
+        raise ValueError(f"{str(path)!r} does not fit its architecture in {len(wrong)} parameters: {lines}.")
+
+
+def _tuples(value):
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,165 @@
+"""The folder of a run: forecast-schema Zarr files, and results that appear only when they are whole.
+
+Files follow WeatherBench2's schema of forecasts: dimensions `time` (start), `number` (member),
+`prediction_timedelta`, `level`, `latitude`, `longitude`; variables by their WeatherBench2 names, with `units`.
+"""
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray
+import zarr
+from jaxtyping import Float
+
+from wind_jax.data.variables import Channel
+from wind_jax.sphere import Grid
+
+MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
+
+
+@contextlib.contextmanager
+def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
+    """A folder to write results to; they move into `workdir` when the block ends well, all or none.
+
+    Earlier results of the same experiment stay until then. A run that is stopped leaves only `.partial`, which the
+    next run clears; results without `config.json` are not whole.
+
+    Args:
+        workdir: created where it does not exist.
+        experiment: name of the experiment, kept in `config.json`.
+        config: the configuration as JSON text.
+
+    Raises:
+        ValueError: `workdir` cannot be written to, or holds something else than results of this experiment.
+    """
+    workdir = Path(workdir)
+    partial = workdir / ".partial"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        owner = _experiment(workdir / MARK)
+        if owner not in (experiment, None):
+            raise ValueError(
+                f"workdir {str(workdir)!r} holds results of the experiment {owner!r}, not of {experiment!r}; "
+                "give another with --config.workdir=..., or remove it."
+            )
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ValueError(f"workdir {str(workdir)!r} is not writable: {error}") from error
+    try:
+        yield partial
+        (partial / MARK).write_text(json.dumps({"experiment": experiment, **json.loads(config)}, indent=2) + "\n")
+        (workdir / MARK).unlink(missing_ok=True)
+        for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
+            old = workdir / new.name
+            if old.is_dir():
+                shutil.rmtree(old)
+            new.replace(old)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _experiment(mark: Path) -> str | None:
+    """Whose results a folder holds; None where there are none."""
+    if not mark.exists():
+        return None
+    try:
+        return json.loads(mark.read_text())["experiment"]
+    except (ValueError, KeyError, TypeError):
+        return "unknown"
+
+
+class ForecastFile:
+    """A Zarr of fields by start time, lead time and, where there are members, number; filled piece by piece.
+
+    Cells never written read as NaN.
+
+    Args:
+        path: of the new Zarr (version 2, consolidated).
+        channels: of the fields, in their order.
+        grid: of the fields.
+        starts: (n,) datetime64, dimension `time`.
+        leads: (l,) timedelta64 since the start, dimension `prediction_timedelta`.
+        members: size of dimension `number`; None for none.
+        chunk: lead times in one chunk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        channels: Sequence[Channel],
+        grid: Grid,
+        starts: np.ndarray,
+        leads: np.ndarray,
+        members: int | None = None,
+        chunk: int = 1,
+    ):
+        self.path, self.channels, self.grid = path, tuple(channels), grid
+        self.starts, self.leads, self.members, self.chunk = starts, leads, members, chunk
+        self._levels = sorted({c.level for c in channels if c.level is not None})
+        coordinates = {
+            "time": ("time", starts.astype("datetime64[ns]")),
+            **({"number": ("number", np.arange(members))} if members else {}),
+            "prediction_timedelta": ("prediction_timedelta", leads.astype("timedelta64[ns]")),
+            **({"level": ("level", self._levels, {"units": "hPa"})} if self._levels else {}),
+            "latitude": ("latitude", grid.latitude, {"units": "degrees_north"}),
+            "longitude": ("longitude", grid.longitude, {"units": "degrees_east"}),
+        }
+        hours = {"units": "hours", "dtype": "int64"}
+        xarray.Dataset(coords=coordinates).to_zarr(
+            path,
+            mode="w",
+            zarr_format=2,
+            consolidated=False,
+            encoding={
+                "time": {"units": "hours since 1970-01-01", "dtype": "int64"},
+                "prediction_timedelta": hours,
+            },
+        )
+        group = zarr.open_group(path, mode="r+", zarr_format=2)
+        self._arrays = {}
+        for name, units in dict.fromkeys((c.name, c.units) for c in channels):
+            surface = all(c.level is None for c in channels if c.name == name)
+            dims = [d for d in coordinates if not (surface and d == "level")]
+            sizes = {d: len(coordinates[d][1]) for d in dims}
+            chunks = {"time": 1, "number": 1, "prediction_timedelta": min(chunk, len(leads))}
+            self._arrays[name] = group.create_array(
+                name,
+                shape=tuple(sizes.values()),
+                chunks=tuple(chunks.get(d, size) for d, size in sizes.items()),
+                dtype="float32",
+                fill_value=math.nan,
+                attributes={"_ARRAY_DIMENSIONS": dims, "units": units},
+            )
+        zarr.consolidate_metadata(path, zarr_format=2)
+
+    def write(self, start: int, lead: slice, values: Float[np.ndarray, "..."], members: slice | None = None) -> None:
+        """Puts fields in their place.
+
+        Args:
+            start: position along `time`.
+            lead: positions along `prediction_timedelta`.
+            values: (l, h, w, c) in physical units; (m, l, h, w, c) with `members`.
+            members: positions along `number`.
+        """
+        where = (start, lead) if members is None else (start, members, lead)
+        for name, array in self._arrays.items():
+            mine = [i for i, c in enumerate(self.channels) if c.name == name]
+            fields = np.moveaxis(values[..., mine], -1, -3)
+            if self.channels[mine[0]].level is None:
+                array[where] = fields[..., 0, :, :]
+                continue
+            rows = [self._levels.index(self.channels[i].level) for i in mine]
+            array.oindex[(*where, rows)] = fields
+
+    def read(self, start: int, lead: slice) -> Float[np.ndarray, "..."]:
+        """What `write` wrote, all members: (l, h, w, c), or (m, l, h, w, c)."""
+        where = (start, lead) if self.members is None else (start, slice(None), lead)
+        fields = {name: array[where] for name, array in self._arrays.items()}
+        pick = lambda c: fields[c.name] if c.level is None else fields[c.name][..., self._levels.index(c.level), :, :]
+        return np.stack([pick(c) for c in self.channels], axis=-1)

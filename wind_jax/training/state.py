@@ -1,0 +1,99 @@
+"""Training state and the two pure functions on it: `init_state` and `train_step`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.prior import pure_params
+from wind_jax.training.mesh import parameter_sharding
+
+Loss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
+
+
+class TrainState(NamedTuple):
+    """All that changes during training.
+
+    Attributes:
+        step: number of updates made, int32.
+        params: parameters, float32, nested dicts.
+        ema: exponential moving average of `params`: what is validated and exported.
+        opt_state: state of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def make_optimizer(
+    learning_rate: float, warmup: int, steps: int, final_learning_rate: float = 1e-6, clip: float = 0.8
+) -> optax.GradientTransformation:
+    """AdamW without weight decay, linear warm-up then cosine decay, clipped by global norm (WIND, arXiv 2602.03924).
+
+    Raises:
+        ValueError: the warm-up is not shorter than the training.
+    """
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup {warmup} must be shorter than the training of {steps} steps.")
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, final_learning_rate)
+    return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, b2=0.99, weight_decay=0.0))
+
+
+def _create(config: UViTConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    params = pure_params(nnx.state(UViT(config, rngs=nnx.Rngs(key))))
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
+    )
+
+
+def abstract_state(config: UViTConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of the state, without allocating it."""
+    return jax.eval_shape(functools.partial(_create, config, optimizer), jax.random.key(0))
+
+
+def init_state(
+    config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
+) -> TrainState:
+    """Initial state, created already sharded: no device ever holds a full copy of a sharded array."""
+    create = functools.partial(_create, config, optimizer)
+    return jax.jit(create, out_shardings=state_sharding(config, optimizer, mesh))(jax.random.key(seed))
+
+
+def state_sharding(config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Sharding of every array of the state."""
+    return parameter_sharding(mesh, abstract_state(config, optimizer))
+
+
+def make_train_step(
+    loss: Loss, optimizer: optax.GradientTransformation, ema_decay: float, seed: int, shardings: TrainState
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled update (state, batch) -> (state, metrics); the old state's memory is reused.
+
+    Args:
+        loss: (params, batch, key) -> scalar.
+        optimizer: an optax transformation.
+        ema_decay: decay of the average; smaller in the first steps, (1 + step) / (10 + step).
+        seed: the noise of a step depends on the seed and the step alone, so a resumed run repeats it.
+        shardings: as of `state_sharding`.
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch, key)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(jnp.float32(ema_decay), (1.0 + step) / (10.0 + step))
+        ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(state.step + 1, params, ema, opt_state), metrics
+
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
