@@ -21,7 +21,7 @@ from wind_jax.model.flops import matmul_flops
 from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
-from wind_jax.tasks.sparse_obs import draw_cells, sparse_observation
+from wind_jax.tasks.sparse_obs import draw_cells, measure, sparse_observation
 
 options, c = arguments(__doc__, members=4, steps=8, repeats=3)
 model = architecture(c)
@@ -42,7 +42,7 @@ grid = time_grid(options.steps)
 x_init = initial(member_keys(key, options.members), prior.shape, grid[0], prior.schedule)
 forcings = jax.random.normal(key, (*prior.shape[:-1], model.forcings), jnp.float32)
 cells = draw_cells(key, prior.shape, chosen, fraction=0.05)
-y = jax.random.normal(key, cells.shape, jnp.float32)
+y = measure(np.zeros(prior.shape, np.float32), cells, one, key)
 
 
 def free(prior, x_init, forcings, cells, y):
@@ -54,7 +54,7 @@ def guided(prior, x_init, forcings, cells, y):
     return sample(denoiser, x_init, grid, prior.schedule)
 
 
-def measure(function) -> dict:
+def cost(function) -> dict:
     inputs = (prior, x_init, forcings, cells, y)
     flop = matmul_flops(function, *inputs)
     sampler = compiled(jax.jit(function, keep_unused=True), *inputs)
@@ -74,8 +74,8 @@ report(
         "benchmark": "sample",
         "members": options.members,
         "steps": options.steps,
-        "free": measure(free),
-        "guided": measure(guided),
+        "free": cost(free),
+        "guided": cost(guided),
         "memory_bytes": peak_memory(),
     }
 )

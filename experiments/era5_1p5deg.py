@@ -16,9 +16,7 @@ def get_config() -> ConfigDict:
     c = speedy.get_config()
     c.workdir = "runs/era5_1p5deg"
 
-    c.data.path = (
-        "gs://weatherbench2/datasets/era5/1959-2022-6h-240x121_equiangular_with_poles_conservative.zarr"
-    )
+    c.data.path = "gs://weatherbench2/datasets/era5/1959-2022-6h-240x121_equiangular_with_poles_conservative.zarr"
     c.data.validation_path = c.data.path
     c.data.grid = (121, 240)
     c.data.levels = ()  # all 13
@@ -40,7 +38,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 32
 
     c.log_every = 100
-    c.checkpoint_minutes = 20.0
-    c.validation_minutes = 120.0
+    c.checkpoint_every = 1000
+    c.validate_every = 10_000
     c.validation.windows = 64
     return c

@@ -43,8 +43,8 @@ def get_config() -> ConfigDict:
     c.guidance = ConfigDict()
     c.guidance.method = "mmps"  # or "dps"
     c.guidance.variance = "nominal"  # or "adaptive"
-    c.guidance.mmps = ConfigDict(dict(iterations=2, solver="cg", whiten=True))
-    c.guidance.dps = ConfigDict(dict(scale=1.0))
+    c.guidance.mmps = ConfigDict({"iterations": 2, "solver": "cg", "whiten": True})
+    c.guidance.dps = ConfigDict({"scale": 1.0})
 
     c.figures = True
     return c

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "rectified"
     c.diffusion.prediction = "v"  # "x0", as in the paper, or "epsilon"
-    c.diffusion.patterns = ConfigDict(dict(independent=0.4, shared=0.35, context=0.25))
+    c.diffusion.patterns = ConfigDict({"independent": 0.4, "shared": 0.35, "context": 0.25})
 
     # Weights of surface fields beside those of the paper (2 m temperature 1, others 0.1).
     c.loss_surface_weights = ConfigDict({"mean_sea_level_pressure": 1.0})
@@ -58,11 +58,11 @@ def get_config() -> ConfigDict:
     c.ema = 0.999
     c.batch_size = 4
 
-    c.mesh = ConfigDict(dict(data=-1, fsdp=1, space=1))  # -1: the devices that the others leave
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "space": 1})  # -1: the devices that the others leave
 
     c.log_every = 50  # steps
-    c.checkpoint_minutes = 5.0
+    c.checkpoint_every = 200  # steps
     c.keep_checkpoints = 2
-    c.validation_minutes = 20.0
-    c.validation = ConfigDict(dict(windows=8, members=4, context=2, sampler_steps=12))
+    c.validate_every = 800  # steps
+    c.validation = ConfigDict({"windows": 8, "members": 4, "context": 2, "sampler_steps": 12})
     return c

@@ -60,9 +60,8 @@ def test_results_replace_those_of_the_same_experiment(tmp_path):
 
 def test_a_run_that_fails_changes_nothing(tmp_path):
     write(tmp_path, "old")
-    with pytest.raises(RuntimeError), results(str(tmp_path), "a", "{}") as folder:
-        (folder / "scores.json").write_text("half")
-        raise RuntimeError
+    with pytest.raises(TypeError), results(str(tmp_path), "a", "{}") as folder:
+        (folder / "scores.json").write_text(None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "figures", "scores.json"]
     assert (tmp_path / "scores.json").read_text() == "old"
 

@@ -10,6 +10,7 @@ When the run is complete its workdir holds:
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,8 +47,8 @@ from wind_jax.tasks.observation import Observation, check
 TASKS = ("sparse_obs", "forecast")
 # Channels that figures and forecast tables show, where the prior has them.
 HEADLINE = (
-    ("geopotential", 500), ("temperature", 850), ("2m_temperature", None), ("u_component_of_wind", 850),
-    ("mean_sea_level_pressure", None), ("total_precipitation_6hr", None),
+    ("geopotential", 500), ("2m_temperature", None), ("u_component_of_wind", 850), ("total_precipitation_6hr", None),
+    ("temperature", 850), ("mean_sea_level_pressure", None),
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def infer(c: ConfigDict) -> None:
         ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn; or a chain
             that diverged.
     """
-    say = Console().print
+    say = (Console() if sys.stdout.isatty() else Console(width=120)).print  # a log keeps whole tables
     if c.task.name not in TASKS:
         raise ValueError(f"Unknown task {c.task.name!r}: expected one of {', '.join(TASKS)}.")
     forecast = c.task.name == "forecast"
@@ -101,7 +102,7 @@ def infer(c: ConfigDict) -> None:
         check(observation, prior.shape)
         guided(lambda x_t, t: x_t, observation, prior.schedule, guidance)  # refuses an unknown method or option here
 
-    def draw(case: int, members: np.ndarray) -> Iterator[jax.Array]:
+    def draw(case: int, members: range) -> Iterator[jax.Array]:
         """New frames of some members, window by window, in model units."""
         times = store.times[starts[case]] + TIME_STEP * np.arange(context + windows * new)
         inputs, key = forcings(static, times), jax.random.fold_in(keys[case], 1)
@@ -132,7 +133,7 @@ def infer(c: ConfigDict) -> None:
                 for batch in batches:
                     for window, frames in enumerate(draw(case, batch)):
                         lead = slice(window * new, min((window + 1) * new, len(leads)))
-                        wanted = slice(batch[0], min(batch[-1] + 1, c.members))  # a last batch may run too many
+                        wanted = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
                         x = np.asarray(frames)[: wanted.stop - wanted.start, : lead.stop - lead.start]
                         if not np.isfinite(x).all():
                             raise ValueError(
@@ -220,7 +221,7 @@ def case_starts(store: Store, frames: int, period: Sequence[str], cases: int) ->
     return possible[np.linspace(0, possible.size - 1, cases).round().astype(int)]
 
 
-def member_batches(members: int, at_once: int) -> list[np.ndarray]:
+def member_batches(members: int, at_once: int) -> list[range]:
     """Members to run together, equally many in every batch so that one compiled sampler serves all.
 
     Raises:
@@ -230,7 +231,7 @@ def member_batches(members: int, at_once: int) -> list[np.ndarray]:
         raise ValueError(f"An ensemble needs 2 or more members in batches of 1 or more, got {members} and {at_once}.")
     count = -(-members // at_once)
     size = -(-members // count)
-    return [np.arange(i * size, (i + 1) * size) for i in range(-(-members // size))]
+    return [range(i * size, (i + 1) * size) for i in range(-(-members // size))]
 
 
 def members_at_once(prior: Prior) -> int:

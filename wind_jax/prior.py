@@ -86,15 +86,13 @@ def graph(config: UViTConfig) -> nnx.GraphDef:
     return nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))[0]
 
 
-def apply(
-    graphdef: nnx.GraphDef, params: Any, x_t: jax.Array, t: jax.Array, forcings: jax.Array
-) -> jax.Array:
+def apply(graphdef: nnx.GraphDef, params: Any, x_t: jax.Array, t: jax.Array, forcings: jax.Array) -> jax.Array:
     """Pure form of the network: nested dict of parameters and inputs (b, t, h, w, .) -> output (b, t, h, w, c)."""
     return nnx.merge(graphdef, nnx.State(params))(x_t, t, forcings)
 
 
 def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") -> None:
-    """Write `prior` to one .npz file, atomically; `dtype` is that of the stored parameters (float16 halves the file)."""
+    """Write `prior` to one .npz file, atomically; `dtype` is that of the stored parameters."""
     arrays = {
         "params/" + key: np.asarray(value, dtype)
         for key, value in traverse_util.flatten_dict(prior.params, sep="/").items()
@@ -131,9 +129,7 @@ def load_prior(path: str | os.PathLike) -> Prior:
             arrays = {key: file[key] for key in file.files}
         metadata = json.loads(str(arrays.pop("metadata")))
     except FileNotFoundError:
-        raise ValueError(
-            f"prior {str(path)!r} does not exist; expected a file written by training."
-        ) from None
+        raise ValueError(f"prior {str(path)!r} does not exist; expected a file written by training.") from None
     except Exception as error:
         raise ValueError(f"{str(path)!r} is not a readable prior file: {error}") from error
     if metadata.get("format") != FORMAT:

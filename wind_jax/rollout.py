@@ -86,7 +86,8 @@ def rollout(
         )
     if known.shape[2:] != prior.shape[1:] or forcings.shape[1:3] != prior.grid.shape:
         raise ValueError(
-            f"Known frames {known.shape[2:]} and forcings {forcings.shape[1:3]} do not fit the prior, {prior.shape[1:]}."
+            f"Known frames {known.shape[2:]} and forcings {forcings.shape[1:3]} do not fit the prior's "
+            f"{prior.shape[1:]}."
         )
     for window in range(windows):
         first = window * new

@@ -74,9 +74,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     # ------------------------------------------------------------------------------------------ mesh, model, optimizer
     mesh = make_mesh(**c.mesh.to_dict())
     if c.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise ValueError(
-            f"batch_size {c.batch_size} does not divide over data x fsdp of mesh {dict(mesh.shape)}."
-        )
+        raise ValueError(f"batch_size {c.batch_size} does not divide over data x fsdp of mesh {dict(mesh.shape)}.")
     chosen = select_channels(c.data.variables or None, c.data.levels or None)
     height, width = c.data.grid
     model = UViTConfig(
@@ -87,6 +85,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         **c.model.to_dict(),
     )
     optimizer = make_optimizer(**c.optimizer.to_dict())
+    if c.diffusion.schedule not in SCHEDULES:
+        raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
     patterns = Patterns(**c.diffusion.patterns.to_dict())
     shardings = state_sharding(model, optimizer, mesh)
@@ -100,28 +100,29 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
         return make_train_step(loss, optimizer, c.ema, c.seed, shardings)
 
+    abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
     forcings = jax.ShapeDtypeStruct((*x.shape[:-1], len(FORCING_NAMES)), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
-    abstract = abstract_state(model, optimizer)
+    ones = jnp.ones((height, 1, len(chosen)), jnp.float32)
+    jax.eval_shape(
+        make_step(ones), abstract, {"x": x, "forcings": forcings}
+    )  # what is wrong shows here, not hours later
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, forcings)
     step_flops = 3 * forward  # a backward pass costs two forward ones; recomputation is not counted
     say(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}")
     say(f"{parameters / 1e6:.1f} M parameters, {step_flops / 1e12:.3g} TFLOP a step of batch {c.batch_size}")
     if dry_run:
-        inputs = batch_sharding(mesh)
-        arguments = (
-            jax.tree.map(
-                lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-            ),
-            {"x": x.update(sharding=inputs), "forcings": forcings.update(sharding=inputs)},
-        )
-        weights = jnp.ones((height, 1, len(chosen)), jnp.float32)
-        memory = make_step(weights).lower(*arguments).compile().memory_analysis()
-        state_bytes, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
+        inputs = {
+            "x": x.update(sharding=batch_sharding(mesh)),
+            "forcings": forcings.update(sharding=batch_sharding(mesh)),
+        }
+        memory = make_step(ones).lower(placed, inputs).compile().memory_analysis()
+        gib = lambda size: f"{size / 2**30:.2f} GiB"
         say(
-            f"per device: state and batch {state_bytes / 2**30:.2f} GiB, temporary {temporary / 2**30:.2f} GiB"
+            f"per device: {gib(memory.argument_size_in_bytes)} state and batch, {gib(memory.temp_size_in_bytes)} temporary"
         )
         return
 
@@ -132,22 +133,21 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         {name: value for name, value in config.items() if name.startswith(FIXED)},
         keep=c.keep_checkpoints,
     )
+    if main_process:
+        with open(os.path.join(c.workdir, "config.json"), "w") as file:
+            file.write(configuration.to_json(c) + "\n")
     store = open_store(c.data.path, chosen, in_memory=c.data.in_memory)
     held_out = open_store(c.data.validation_path, chosen)
     for archive in (store, held_out):
         if archive.grid.shape != (height, width):
-            raise ValueError(
-                f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}."
-            )
+            raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
     static = static_forcings(store, c.data.missing_static)
     statistics = run_statistics(os.path.join(c.workdir, "statistics.json"), store, c.data.period)
     dataset = functools.partial(
         windows, statistics=statistics, static=static, frames=c.data.frames, seed=c.seed,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    batches = iter(
-        dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers)
-    )
+    batches = iter(dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers))
     validation_batches = [
         put_batch(mesh, {name: batch[name] for name in ("x", "forcings")})
         for batch in itertools.islice(
@@ -164,17 +164,11 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         say(f"resumed from step {start} of {c.workdir}")
     else:
         state, position = init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
-    weights = jnp.asarray(
-        loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict())
-    )
+    weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
     train_step = make_step(weights)
-    prior = Prior(
-        None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, c.diffusion.prediction
-    )
+    prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, c.diffusion.prediction)
     v = c.validation
-    validate = make_validation(
-        prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps
-    )
+    validate = make_validation(prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
 
     # ------------------------------------------------------------------------------------------------------------ loop
     began = time.monotonic()
@@ -192,18 +186,14 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     validation_key = jax.random.key(c.seed)
-    saved = validated = logged = time.monotonic()
+    logged = time.monotonic()
     recent: list[dict[str, jax.Array]] = []
     shown: dict[str, float] = {}
-    with Progress(
-        "training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None
-    ) as bar:
+    with Progress("training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None) as bar:
         bar.update(start)
         for step in range(start + 1, c.optimizer.steps + 1):
             batch = next(batches)
-            state, metrics = train_step(
-                state, put_batch(mesh, {name: batch[name] for name in ("x", "forcings")})
-            )
+            state, metrics = train_step(state, put_batch(mesh, {name: batch[name] for name in ("x", "forcings")}))
             recent.append(metrics)
             last = step == c.optimizer.steps
             bar.update(**shown)
@@ -226,19 +216,17 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                     log.write(step, values)
                 recent, logged = [], now
 
-            if last or time.monotonic() - validated > 60 * c.validation_minutes:
+            if last or step % c.validate_every == 0:
                 keys = (jax.random.fold_in(validation_key, i) for i in range(len(validation_batches)))
-                values = average(
-                    [validate(state.ema, *args) for args in zip(validation_batches, keys, strict=True)]
-                )
+                values = average([validate(state.ema, *args) for args in zip(validation_batches, keys, strict=True)])
                 if log:
                     log.write(step, {f"validation/{name}": value for name, value in values.items()})
                 say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
-                validated = logged = time.monotonic()
+                logged = time.monotonic()
 
-            if last or time.monotonic() - saved > 60 * c.checkpoint_minutes:
+            if last or step % c.checkpoint_every == 0:
                 save(step)
-                saved = logged = time.monotonic()
+                logged = time.monotonic()
     checkpointer.close()
     say(f"finished {c.optimizer.steps} steps; the prior is {os.path.join(c.workdir, 'prior.npz')}")
 

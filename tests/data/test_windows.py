@@ -102,14 +102,13 @@ def test_processes_share_the_global_batch(archive, processes, repeat):
     np.testing.assert_array_equal(np.stack(parts, axis=-1).reshape(whole.shape), whole)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_state_resumes_exactly(archive, workers):
-    iterator = iter(stream(archive, workers=workers))
+def test_state_resumes_exactly_with_any_number_of_workers(archive):
+    iterator = iter(stream(archive))
     for _ in range(7):
         next(iterator)
     state = iterator.get_state()
     expected = [next(iterator) for _ in range(5)]
-    resumed = iter(stream(archive, workers=workers))
+    resumed = iter(stream(archive, workers=7))
     resumed.set_state(state)
     for want, got in zip(expected, [next(resumed) for _ in range(5)]):
         for key in want:
@@ -122,14 +121,11 @@ def test_wrong_arguments(archive):
         ({"batch_size": 3, "process_count": 2}, "batch_size 3 must be a positive multiple .* 2"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"process_index": 1}, "process_index"),
-        ({"workers": -1}, "got -1"),
         ({"repeat": False, "batch_size": 64}, "36 windows do not fill one batch of 64"),
         ({"period": ("1950", "1951")}, "none of the archive's times"),
     ]:
         with pytest.raises(ValueError, match=message):
             stream(archive, **options)
-    with pytest.raises(ValueError, match="threads share"):
-        stream((open_store(store.path, CHANNELS, in_memory=True), statistics, static), workers=1)
     with pytest.raises(ValueError, match="static forcings must have shape"):
         stream((store, statistics, static[:-1]))
     with pytest.raises(ValueError, match="statistics are of channels"):

@@ -11,7 +11,16 @@ from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.tasks.observation import Observation, compose, likelihood_grad
 
 SCHEDULE = rectified()
+RNG = np.random.default_rng(3)
+ROOT = RNG.standard_normal((8, 8)) / np.sqrt(8)
+TOY = {"A": RNG.standard_normal((3, 8)), "y": RNG.standard_normal(3), "x_t": RNG.standard_normal((4, 8))}
+TOY_VARIANCE = np.array([0.05, 0.1, 0.2])
 SOLVES = [(solver, iterations) for solver in ("cg", "gmres") for iterations in (1, 2, 3)]
+
+
+def toy(x_t, t):
+    """A denoiser with a symmetric positive Jacobian, cheap to compile."""
+    return x_t @ (ROOT @ ROOT.T)
 
 
 @pytest.mark.parametrize("kind", ["linear", "nonlinear"])
@@ -42,15 +51,14 @@ def test_mmps_matches_reference(kind, mixture, x64):
             np.testing.assert_allclose(x0_hat, expected, atol=1e-6, err_msg=f"{t} {solver} {iterations}")
 
 
-def test_whitening_changes_units_not_the_answer(mixture, x64):
+def test_whitening_changes_units_not_the_answer(x64):
     """Converged, the units of y do not matter; cut short, only the whitened solve is free of them."""
-    values = mixture.values
     unit = np.array([1.0, 1e3, 1e-3])
-    plain = Observation(lambda x: values["A"] @ x, values["y"][0], values["var_y"])
-    scaled = Observation(lambda x: unit * (values["A"] @ x), unit * values["y"][0], unit**2 * values["var_y"])
+    plain = Observation(lambda x: TOY["A"] @ x, TOY["y"], TOY_VARIANCE)
+    scaled = Observation(lambda x: unit * (TOY["A"] @ x), unit * TOY["y"], unit**2 * TOY_VARIANCE)
 
     def run(observation, **options):
-        return jax.jit(guide(mixture.denoise, observation, SCHEDULE, **options))(values["x_t"], 0.5)
+        return jax.jit(guide(toy, observation, SCHEDULE, **options))(TOY["x_t"], 0.5)
 
     np.testing.assert_allclose(run(plain), run(plain, whiten=False), atol=1e-9)
     np.testing.assert_allclose(run(plain, iterations=1), run(scaled, iterations=1), atol=1e-9)
@@ -64,9 +72,8 @@ def linear_observation(gaussian, rows=10):
     matrix[:, : gaussian.size // 3] = 0.0
     matrix[rows // 2 :] *= 100.0
     variance = np.repeat([0.05, 500.0], rows // 2)
-    y = matrix @ rng.multivariate_normal(gaussian.mean, gaussian.covariance) + np.sqrt(variance) * rng.standard_normal(
-        rows
-    )
+    x = rng.multivariate_normal(gaussian.mean, gaussian.covariance)
+    y = matrix @ x + np.sqrt(variance) * rng.standard_normal(rows)
 
     def operator(x):
         values = matrix @ x.ravel()
@@ -147,53 +154,53 @@ def test_clean_frames_are_never_moved(gaussian):
         assert (jnp.abs(x0_hat - gaussian.denoise(x_t, t))[:, 1:] > 1e-6).any()
 
 
-def test_dps_is_the_gradient_of_the_likelihood(mixture, x64):
+def test_dps_is_the_gradient_of_the_likelihood(x64):
     """gamma times the gradient by x_t of log N(y; A(x0_hat(x_t)), Sigma_y), and of -scale |y - A|."""
-    values, x_t, t = mixture.values, jnp.asarray(mixture.values["x_t"]), 0.5
-    observation = Observation(lambda x: values["A"] @ jnp.tanh(x), values["y"][0], values["var_y"])
+    x_t, t = jnp.asarray(TOY["x_t"]), 0.5
+    observation = Observation(lambda x: TOY["A"] @ jnp.tanh(x), TOY["y"], TOY_VARIANCE)
     gamma = SCHEDULE.sigma(t) ** 2 / SCHEDULE.alpha(t)
 
     def residual(x_t):
-        return values["y"][:1] - jnp.tanh(mixture.denoise(x_t, t)) @ values["A"].T
+        return TOY["y"][None] - jnp.tanh(toy(x_t, t)) @ TOY["A"].T
 
     @jax.jit
     @jax.grad
     def likelihood(x_t):
-        return -0.5 * (residual(x_t) ** 2 / values["var_y"][None]).sum()
+        return -0.5 * (residual(x_t) ** 2 / TOY_VARIANCE[None]).sum()
 
     @jax.jit
     @jax.grad
     def norm(x_t):
         return -0.3 * jnp.sqrt((residual(x_t) ** 2).sum(1)).sum()
 
-    x0_hat, pullback = jax.vjp(jax.jit(lambda x_t: mixture.denoise(x_t, t)), x_t)
+    x0_hat, pullback = jax.vjp(jax.jit(lambda x_t: toy(x_t, t)), x_t)
     for options, gradient in (({}, likelihood(x_t)), ({"scale": 0.3}, norm(x_t))):
-        guided = jax.jit(guide(mixture.denoise, observation, SCHEDULE, "dps", **options))(x_t, t)
+        guided = jax.jit(guide(toy, observation, SCHEDULE, "dps", **options))(x_t, t)
         np.testing.assert_allclose(guided, x0_hat + gamma * gradient, atol=1e-9)
 
     gradient = jax.vmap(likelihood_grad(observation))(x0_hat)
     np.testing.assert_allclose(pullback(gradient)[0], likelihood(x_t), atol=1e-9)
 
 
-def test_composition_is_the_stacked_operator(mixture, x64):
-    values, x_t = mixture.values, jnp.asarray(mixture.values["x_t"])
-    matrix, y, variance = values["A"], values["y"][0], values["var_y"]
+def test_composition_is_the_stacked_operator(x64):
+    x_t = jnp.asarray(TOY["x_t"])
+    matrix, y, variance = TOY["A"], TOY["y"], TOY_VARIANCE
     stacked = Observation(lambda x: matrix @ x, y, variance)
     parts = compose(
         Observation(lambda x: matrix[:1] @ x, y[:1], float(variance[0])),
         Observation(lambda x: {"rest": matrix[1:] @ x}, {"rest": y[1:]}, variance[1:]),
     )
     for options in ({"iterations": 2}, {"iterations": 2, "solver": "gmres"}, {"method": "dps"}):
-        a, b = (jax.jit(guide(mixture.denoise, o, SCHEDULE, **options))(x_t, 0.5) for o in (stacked, parts))
+        a, b = (jax.jit(guide(toy, o, SCHEDULE, **options))(x_t, 0.5) for o in (stacked, parts))
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
-def test_adaptive_variance_is_the_mean_squared_residual(mixture, x64):
-    values, x_t = mixture.values, jnp.asarray(mixture.values["x_t"])[:1]
-    residual = values["y"][0] - values["A"] @ np.asarray(jax.jit(mixture.denoise)(x_t, 0.5))[0]
-    operator = lambda x: values["A"] @ x
+def test_adaptive_variance_is_the_mean_squared_residual(x64):
+    x_t = jnp.asarray(TOY["x_t"])[:1]
+    residual = TOY["y"] - TOY["A"] @ np.asarray(jax.jit(toy)(x_t, 0.5))[0]
+    operator = lambda x: TOY["A"] @ x
     adaptive, fixed = (
-        jax.jit(guide(mixture.denoise, Observation(operator, values["y"][0], variance), SCHEDULE))(x_t, 0.5)
+        jax.jit(guide(toy, Observation(operator, TOY["y"], variance), SCHEDULE))(x_t, 0.5)
         for variance in ("adaptive", float(np.mean(residual**2)))
     )
     np.testing.assert_allclose(adaptive, fixed, atol=1e-10)
@@ -208,17 +215,16 @@ def test_members_are_guided_alone(gaussian, x64):
     np.testing.assert_allclose(guided(x_t, 0.5)[1], guided(x_t[1:2], 0.5)[0], atol=1e-9)
 
 
-def test_network_runs_once_a_call(mixture, x64):
+def test_network_runs_once_a_call(x64):
     """One forward run, however many iterations: the solver's products are backward passes."""
-    values = mixture.values
     calls = []
 
     def denoise(x_t, t):
         jax.debug.callback(lambda: calls.append(1))
-        return mixture.denoise(x_t, t)
+        return toy(x_t, t)
 
-    observation = Observation(lambda x: values["A"] @ x, values["y"][0], values["var_y"])
+    observation = Observation(lambda x: TOY["A"] @ x, TOY["y"], TOY_VARIANCE)
     guided = jax.jit(guide(denoise, observation, SCHEDULE, iterations=5))
-    jax.block_until_ready(guided(jnp.asarray(values["x_t"]), 0.5))
+    jax.block_until_ready(guided(jnp.asarray(TOY["x_t"]), 0.5))
     jax.effects_barrier()
     assert len(calls) == 1

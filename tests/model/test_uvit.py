@@ -13,11 +13,11 @@ from wind_jax.model.uvit import UViT, UViTConfig
 
 SMALL = UViTConfig(
     channels=2,
-    latitude=16,
-    longitude=24,
+    latitude=8,
+    longitude=12,
     forcings=3,
-    widths=(32, 32, 32),
-    blocks=("res", "res", "transformer"),
+    widths=(32, 32),
+    blocks=("res", "transformer"),
     depth=1,
     heads=2,
     embedding=8,
@@ -61,7 +61,7 @@ def test_full_size_has_457_8_million_parameters():
     assert round(sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6, 1) == 457.8
 
 
-@pytest.mark.parametrize("changes", [{}, {"latitude": 13, "longitude": 16, "frame_kernel": 3}])
+@pytest.mark.parametrize("changes", [{}, {"latitude": 7, "longitude": 16, "frame_kernel": 3}])
 def test_rolling_the_input_in_longitude_rolls_the_output(changes):
     config = replace(**changes)
     apply, params = build(config)
@@ -82,7 +82,7 @@ def test_paper_geometry_is_not_periodic():
     assert float(jnp.abs(difference).max()) > 1e-2
 
 
-@pytest.mark.parametrize("latitude", [13, 12, 16])
+@pytest.mark.parametrize("latitude", [13, 14, 16])
 def test_network_grid_continues_a_field_across_the_poles(latitude):
     config = replace(latitude=latitude)
     model = UViT(config, rngs=nnx.Rngs(0))
@@ -146,7 +146,7 @@ def test_residual_levels_see_neighbouring_frames_by_the_frame_kernel_alone(frame
     names = {str(part) for path, _ in nnx.to_flat_state(params) for part in path}
     assert ("frame_conv" in names) == (frame_kernel > 1)
     x_t, t, forcings = inputs(config, frames=3)
-    moved = jnp.abs(apply(params, x_t.at[:, 0].add(1.0), t, forcings) - apply(params, x_t, t, forcings))
+    moved = jnp.abs(apply(params, x_t.at[:, 0].set(x_t[:, 0, ::-1]), t, forcings) - apply(params, x_t, t, forcings))
     assert float(moved[:, 0].max()) > 1e-3
     assert (float(moved[:, 1].max()) > 1e-3) == (frame_kernel > 1)
     assert float(moved[:, 2].max()) == 0
@@ -165,13 +165,13 @@ def test_bfloat16_stays_close_and_gives_float32():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (32, 32)}, r"widths \(32, 32\) and blocks"),
-        ({"blocks": ("res", "res", "attention")}, "'attention'"),
-        ({"widths": (48, 48, 48)}, "width 48"),
+        ({"widths": (32, 32, 32)}, r"widths \(32, 32, 32\) and blocks"),
+        ({"blocks": ("res", "attention")}, "'attention'"),
+        ({"widths": (48, 48)}, "width 48"),
         ({"heads": 3}, "width 32 .* 3 heads"),
-        ({"widths": (32, 256, 32)}, "widths 32 and 256"),
-        ({"longitude": 20}, "longitude = 20: .* 8 columns"),
-        ({"latitude": 3}, "latitude = 3"),
+        ({"widths": (32, 256)}, "widths 32 and 256"),
+        ({"longitude": 10}, "longitude = 10: .* 4 columns"),
+        ({"latitude": 1}, "latitude = 1"),
         ({"geometry": "torus"}, "'torus'"),
         ({"frame_kernel": 2}, "frame_kernel = 2"),
         ({"dtype": "float16"}, "'float16'"),
@@ -188,7 +188,7 @@ def test_a_network_that_cannot_be_is_refused(changes, message):
 def test_inputs_of_the_wrong_shape_are_refused():
     model = nnx.eval_shape(lambda: UViT(replace(noise_conditioning=True), rngs=nnx.Rngs(0)))
     x_t, t, forcings = inputs(SMALL)
-    with pytest.raises(ValueError, match=r"x_t has shape \(1, 2, 16, 24, 1\)"):
+    with pytest.raises(ValueError, match=r"x_t has shape \(1, 2, 8, 12, 1\)"):
         model(x_t[..., :1], t, forcings)
-    with pytest.raises(ValueError, match=r"forcings have shape \(1, 2, 16, 24, 2\)"):
+    with pytest.raises(ValueError, match=r"forcings have shape \(1, 2, 8, 12, 2\)"):
         model(x_t, t, forcings[..., :2])

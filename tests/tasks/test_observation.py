@@ -32,9 +32,7 @@ def test_gradient_of_a_composition_is_the_sum():
     total = likelihood_grad(one)(x) + likelihood_grad(two)(x)
     np.testing.assert_allclose(likelihood_grad(both)(x), total, rtol=1e-5)
     nested = compose(both, one)
-    np.testing.assert_allclose(
-        likelihood_grad(nested)(x), total + likelihood_grad(one)(x), rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(likelihood_grad(nested)(x), total + likelihood_grad(one)(x), rtol=1e-5, atol=1e-6)
 
 
 def test_adaptive_variance_is_held_fixed_in_the_gradient():

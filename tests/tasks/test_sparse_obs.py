@@ -24,11 +24,17 @@ def x():
     return np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
 
 
+def observed(cells):
+    """Whether each value of the window is observed."""
+    ones = {name: np.ones(where.shape, np.float32) for name, where in cells.items()}
+    return np.isfinite(sparse_obs.dense(cells, ones, SHAPE))
+
+
 def test_every_field_has_the_same_number_of_distinct_cells_elsewhere():
     cells = sparse_obs.draw_cells(jax.random.key(0), SHAPE, CHANNELS, 0.05)
-    seen = sparse_obs.dense(cells, cells, SHAPE)
-    assert (np.isfinite(seen).sum((1, 2)) == 10).all()
-    fields = np.isfinite(np.moveaxis(seen, -1, 1)).reshape(-1, 200)
+    seen = observed(cells)
+    assert (seen.sum((1, 2)) == 10).all()
+    fields = np.moveaxis(seen, -1, 1).reshape(-1, 200)
     assert len(np.unique(fields, axis=0)) == len(fields)
 
 
@@ -36,14 +42,14 @@ def test_the_draw_is_uniform_over_cells():
     counts = np.zeros(SHAPE[1:3])
     for seed in range(40):
         cells = sparse_obs.draw_cells(jax.random.key(seed), SHAPE, CHANNELS, 0.25)
-        counts += np.isfinite(sparse_obs.dense(cells, cells, SHAPE)).sum((0, 3))
+        counts += observed(cells).sum((0, 3))
     share = counts / (40 * 3 * 4)
     assert abs(share - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 480)
 
 
 def test_only_named_variables_are_observed():
     cells = sparse_obs.draw_cells(jax.random.key(0), SHAPE, CHANNELS, 0.1, ("temperature",))
-    seen = np.isfinite(sparse_obs.dense(cells, cells, SHAPE)).any((0, 1, 2))
+    seen = observed(cells).any((0, 1, 2))
     assert list(cells) == ["temperature"]
     assert seen.tolist() == [True, True, False, False]
 
@@ -97,7 +103,7 @@ def test_bad_input(x, statistics):
         sparse_obs.measure(x, outside, np.ones(4, np.float32), key)
     with pytest.raises(ValueError, match="positive, got -1"):
         sparse_obs.errors(-1.0, statistics)
-    with pytest.raises(ValueError, match="wrong: .*humidity"):
+    with pytest.raises(ValueError, match=r"wrong: .*humidity"):
         sparse_obs.errors({"specific_humidity": 1.0}, statistics)
     with pytest.raises(ValueError, match="exact"):
         sparse_obs.sparse_observation({}, {}, np.ones(4, np.float32), "exact")

@@ -23,6 +23,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import warnings
 from collections.abc import Sequence
 from datetime import date
@@ -41,12 +42,10 @@ GAS_CONSTANT = 287.0  # J kg-1 K-1, dry air
 LAPSE_RATE = 6.5e-3  # K m-1
 EXPONENT = GAS_CONSTANT * LAPSE_RATE / GRAVITY  # T ~ p**EXPONENT at that lapse rate
 STATES_PER_DAY, STEPS_PER_STATE, STEP_MINUTES = 4, 9, 40
-TRUNCATIONS = (21, 31)
 MASS_CORRECTION = 0.983  # jcm starts from rest with 1.7 % too much air, which puts Z500 70-300 m too high
 
-UNITS = {"land_sea_mask": "1", "soil_type": "1"}
-UNITS |= {"specific_humidity": "kg kg**-1", "total_precipitation_6hr": "m"}
-UNITS |= dict.fromkeys(("temperature", "2m_temperature"), "K")
+UNITS = {"land_sea_mask": "1", "soil_type": "1", "specific_humidity": "kg kg**-1"}
+UNITS |= {"total_precipitation_6hr": "m", "temperature": "K", "2m_temperature": "K"}
 UNITS |= dict.fromkeys(("geopotential", "geopotential_at_surface"), "m**2 s**-2")
 UNITS |= dict.fromkeys(("mean_sea_level_pressure", "surface_pressure"), "Pa")
 UNITS |= {f"{at}{uv}_component_of_wind": "m s**-1" for at in ("", "10m_") for uv in "uv"}
@@ -84,7 +83,7 @@ def sigma_to_pressure(field: Array, sigma: Array, surface_pressure: Array, press
 
 def temperature_to_pressure(temperature: Array, sigma: Array, surface_pressure: Array, pressure: Array) -> Array:
     """Interpolate temperature (K); 6.5 K/km below the lowest level. Shapes as in `sigma_to_pressure`."""
-    x, _, _ = _weights(sigma, surface_pressure, pressure)
+    x = _weights(sigma, surface_pressure, pressure)[0]
     warming = jnp.exp(EXPONENT * jnp.maximum(x - jnp.log(sigma[-1]), 0.0))
     return warming * sigma_to_pressure(temperature, sigma, surface_pressure, pressure)
 
@@ -134,9 +133,8 @@ def mean_sea_level_pressure(
     t_sea = jnp.where(warm, jnp.maximum(290.5, t_star), t_sea)
     warmer = jnp.maximum(0.5 * (255.0 - t_star), 0.0)
     t_star, t_sea = t_star + warmer, t_sea + warmer
-    y = phi / (GAS_CONSTANT * t_star)
-    x = (t_sea - t_star) / t_star  # alpha phi / (g z) of the reference
-    return surface_pressure * jnp.exp(y * (1 - x / 2 + x**2 / 3))
+    x = t_sea / t_star - 1
+    return surface_pressure * jnp.exp(phi / (GAS_CONSTANT * t_star) * (1 - x / 2 + x**2 / 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +151,8 @@ class Settings:
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
-        if self.truncation not in TRUNCATIONS:
-            raise ValueError(f"truncation {self.truncation}: expected one of {TRUNCATIONS}")
+        if self.truncation not in (21, 31):
+            raise ValueError(f"truncation {self.truncation}: expected 21 or 31")
         for name, least in (("days", 1), ("chunk_days", 1), ("spinup_days", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
@@ -167,6 +165,9 @@ class Settings:
         object.__setattr__(self, "start", first.isoformat())
         if first.year < 1680 or first.year + self.days / 365 > 2262:  # datetime64[ns]
             raise ValueError(f"start {first}, days {self.days}: expected to lie within 1680 to 2262")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
 
 
 class Speedy:
@@ -237,12 +238,11 @@ class Speedy:
         )
         every = slice(STEPS_PER_STATE - 1, None, STEPS_PER_STATE)
         air = jax.tree.map(lambda field: field[every], saved.dynamics)
-        near_surface = saved.physics["_surface_flux"]
-        rain = saved.physics["surface_exchange"].precipitation  # kg m-2 s-1, each step
+        near_surface, rain = saved.physics["_surface_flux"], saved.physics["surface_exchange"].precipitation
         rain = rain.reshape(states, STEPS_PER_STATE, *rain.shape[1:]).mean(axis=1)
         ps = 1e5 * air.normalized_surface_pressure
+        msl = mean_sea_level_pressure(air.temperature[:, -1], self._sigma[-1], ps, self._phi_s)
         at = (self._sigma, ps, 100.0 * jnp.asarray(self.settings.levels, jnp.float32))
-        lowest = (air.temperature[:, -1], self._sigma[-1])
         return state, {
             "temperature": temperature_to_pressure(air.temperature, *at),
             "geopotential": geopotential_to_pressure(air.geopotential, air.temperature, *at),
@@ -250,11 +250,11 @@ class Speedy:
             "u_component_of_wind": sigma_to_pressure(air.u_wind, *at),
             "v_component_of_wind": sigma_to_pressure(air.v_wind, *at),
             "2m_temperature": near_surface.t0[every],
-            "mean_sea_level_pressure": mean_sea_level_pressure(*lowest, ps, self._phi_s),
+            "mean_sea_level_pressure": msl,
             "surface_pressure": ps,
             "10m_u_component_of_wind": near_surface.u0[every],
             "10m_v_component_of_wind": near_surface.v0[every],
-            "total_precipitation_6hr": rain * 6 * 3600 / 1000.0,
+            "total_precipitation_6hr": rain * 6 * 3600 / 1000.0,  # from kg m-2 s-1
         }
 
 
@@ -263,8 +263,7 @@ def _to_dataset(model: Speedy, fields: dict[str, np.ndarray], first: int):
     import xarray as xr
 
     hours = 6 * np.arange(first, first + len(fields["surface_pressure"]))
-    horizontal = ("longitude", "latitude")
-    dims = {2: horizontal, 3: ("time", *horizontal), 4: ("time", "level", *horizontal)}
+    dims = {n: (*lead, "longitude", "latitude") for n, lead in ((2, ()), (3, ("time",)), (4, ("time", "level")))}
     everything = fields | (model.static if first == 0 else {})
     variables = {name: (dims[field.ndim], field, {"units": UNITS[name]}) for name, field in everything.items()}
     coords = {
@@ -278,7 +277,7 @@ def _to_dataset(model: Speedy, fields: dict[str, np.ndarray], first: int):
 
 def _attributes(settings: Settings, complete: bool) -> dict[str, Any]:
     title = f"SPEEDY T{settings.truncation}, 6-hourly, made by wind_jax.data.speedy (jcm)"
-    return {"title": title, "settings": json.dumps(dataclasses.asdict(settings)), "complete": complete}
+    return {"title": title, "settings": settings.to_json(), "complete": complete}
 
 
 def _append(out: Path, dataset, settings: Settings, first: int) -> None:
@@ -306,20 +305,20 @@ def _seal(out: Path, states: int, settings: Settings) -> None:
 def _save_restart(out: Path, state: Any, states: int, settings: Settings) -> None:
     leaves = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
     partial = Path(f"{out}.restart.tmp.npz")
-    np.savez(partial, states=states, settings=json.dumps(dataclasses.asdict(settings)), **leaves)
+    np.savez(partial, states=states, settings=settings.to_json(), **leaves)
     os.replace(partial, f"{out}.restart.npz")
 
 
 def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int] | None:
     """Leaves of the model state and the count of whole states, or None where there is nothing to resume."""
     path = Path(f"{out}.restart.npz")
-    if out.exists() and not path.exists():
-        raise ValueError(f"{out} exists but {path} does not: expected both or neither; remove {out}")
-    if not path.exists():
+    if not path.exists() and not out.exists():
         return None
+    if not path.exists():
+        raise ValueError(f"{out} exists but {path} does not: expected both or neither; remove {out}")
     with np.load(path) as stored:
         theirs = json.loads(str(stored["settings"]))
-        ours = json.loads(json.dumps(dataclasses.asdict(settings)))
+        ours = json.loads(settings.to_json())
         differ = [f"{k}={ours[k]} (stored {theirs.get(k)})" for k in ours if ours[k] != theirs.get(k)]
         if differ:
             raise ValueError(f"arguments disagree with those that {path} was made with: {', '.join(differ)}")
@@ -346,7 +345,6 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
     total, size = settings.days * STATES_PER_DAY, settings.chunk_days * STATES_PER_DAY
     if restart and restart[1] == total:
         return _seal(out, total, settings)
-
     model = Speedy(settings)
     state, done = model.initial_state(), 0
     if not restart:
@@ -362,22 +360,25 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
         state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
         if done > 0:
             _seal(out, done, settings)
-
-    with Progress(out.name, total - done, "state", log_every) as progress:
-        for begin in range(done, total, size):
-            count = min(size, total - begin)
-            state, fields = model.advance(state, count)
-            for name, field in fields.items():
-                if not np.isfinite(field).all():
-                    raise FloatingPointError(f"{name} is not finite in states {begin} to {begin + count - 1}")
-            _append(out, _to_dataset(model, fields, begin), settings, begin)
-            _save_restart(out, state, begin + count, settings)
-            progress.update(count)
-    _seal(out, total, settings)
+    try:
+        with Progress(out.name, total - done, "state", log_every) as progress:
+            for begin in range(done, total, size):
+                count = min(size, total - begin)
+                state, fields = model.advance(state, count)
+                for name, field in fields.items():
+                    if not np.isfinite(field).all():
+                        raise FloatingPointError(f"{name} is not finite in states {begin} to {begin + count - 1}")
+                _append(out, _to_dataset(model, fields, begin), settings, begin)
+                _save_restart(out, state, begin + count, settings)
+                done = begin + count
+                progress.update(count)
+    finally:  # also when interrupted: what is left has equal lengths
+        if done > 0:
+            _seal(out, done, settings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m wind_jax.data.speedy`."""
+    """Runs `python -m wind_jax.data.speedy`."""
     default = Settings(days=1)
     parser = argparse.ArgumentParser(description="Write a WeatherBench2-schema Zarr with the SPEEDY model.")
     add = parser.add_argument
@@ -390,6 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--levels", default=default.levels, type=int, nargs="+", help="hPa")
     add("--chunk-days", default=default.chunk_days, type=int, help="days written at a time")
     options = vars(parser.parse_args(arguments))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job leaves a whole archive
     simulate(options.pop("out"), Settings(**options), log_every=60.0)
 
 

@@ -8,6 +8,7 @@ float64. What is read from it is always float32, (time, latitude, longitude, cha
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ class Store:
         if len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
         self._archive = _Archive(self.path)
+        on_levels = any(c.level is not None for c in self.channels)
+        self._levels = self._archive.coordinate("level") if on_levels else np.array([])
         self._check_variables()
 
         self.times = self._archive.times()
@@ -136,7 +139,6 @@ class Store:
 
     def _check_variables(self) -> None:
         """Every channel's variable exists and has the right dimensions and levels."""
-        levels = None
         for channel in self.channels:
             dims = self._archive.dims(channel.name)
             expected = ["latitude", "longitude", "time"] + ["level"] * (channel.level is not None)
@@ -145,26 +147,21 @@ class Store:
                     f"{channel.name!r} in {self.path} has dimensions {dims}; expected time first, then "
                     f"{' and '.join(sorted(expected[:2] + expected[3:]))} in any order"
                 )
-            if channel.level is None:
-                continue
-            levels = self._archive.coordinate("level") if levels is None else levels
-            if channel.level not in levels:
+            if channel.level is not None and channel.level not in self._levels:
                 raise ValueError(
                     f"{self.path} has no level {channel.level} hPa for {channel.name!r}; "
-                    f"its levels are {', '.join(f'{level:g}' for level in levels)}"
+                    f"its levels are {', '.join(f'{level:g}' for level in self._levels)}"
                 )
 
     def _open_fields(self) -> list[tuple[slice | list[int], ts.TensorStore]]:
         """For each variable: its positions on the channel axis, and its array as (time, h, w, channel)."""
         names = list(dict.fromkeys(c.name for c in self.channels))
         opened = {name: self._archive.open(name) for name in names}
-        levels = None
         fields = []
         for name, future in opened.items():
             where = np.array([i for i, c in enumerate(self.channels) if c.name == name])
             dims, array = self._archive.dims(name), future.result()
-            sizes = (len(self), *self.grid.shape)
-            for dim, size in zip(("time", "latitude", "longitude"), sizes):
+            for dim, size in zip(("time", "latitude", "longitude"), (len(self), *self.grid.shape)):
                 if array.shape[dims.index(dim)] != size:
                     raise ValueError(
                         f"{name!r} in {self.path} has shape {array.shape} over {dims}, "
@@ -172,8 +169,7 @@ class Store:
                     )
             axes = [dims.index(dim) for dim in ("time", "latitude", "longitude")]
             if "level" in dims:
-                levels = self._archive.coordinate("level") if levels is None else levels
-                wanted = [int(np.flatnonzero(levels == self.channels[i].level)[0]) for i in where]
+                wanted = [int(np.flatnonzero(self._levels == self.channels[i].level)[0]) for i in where]
                 array = array[ts.d[dims.index("level")][_as_slice(wanted)]]
                 array = array.transpose([*axes, dims.index("level")])
             else:
@@ -218,7 +214,7 @@ class JoinedStore(Store):
 
     def __init__(self, stores: Sequence[Store]):
         first = stores[0]
-        for left, right in zip(stores, stores[1:]):
+        for left, right in pairwise(stores):
             if right.grid != first.grid:
                 raise ValueError(
                     f"{right.path} has another grid than {first.path}; archives are joined on one grid only"

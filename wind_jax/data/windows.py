@@ -79,9 +79,6 @@ class WindowSource(grain.sources.RandomAccessDataSource):
             "start": start,
         }
 
-    def __repr__(self) -> str:  # grain compares it when a pipeline's state is restored
-        return f"WindowSource({self._store.path}, windows={len(self)}, frames={self._frames})"
-
 
 def windows(
     store: Store,
@@ -114,7 +111,7 @@ def windows(
         repeat: without end, else once, leaving out the windows of a last incomplete batch.
         process_index: this process.
         process_count: number of processes.
-        workers: processes that read; 0 reads by threads, best for an archive in memory or on a local disk.
+        workers: threads that each read a batch ahead, at least 4; more of them hide the latency of a remote archive.
 
     Returns:
         A grain dataset of {"x": (b, t, h, w, c) model units, "forcings": (b, t, h, w, 10), "start": (b,)}.
@@ -129,10 +126,6 @@ def windows(
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index must lie in [0, {process_count}), got {process_index}")
-    if workers < 0 or (workers and store.in_memory):
-        raise ValueError(
-            f"workers must be 0 or more, and 0 for an archive in memory, which threads share; got {workers}"
-        )
     starts = window_starts(store.times, frames, period, stride)
     if not repeat and starts.size < batch_size:
         raise ValueError(f"{starts.size} windows do not fill one batch of {batch_size}")
@@ -145,7 +138,6 @@ def windows(
         dataset = dataset.slice(slice(starts.size // batch_size * batch_size))
     dataset = dataset.slice(slice(process_index, None, process_count))
     dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=4))
-    if workers:
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return dataset
+    # Threads, not processes: tensorstore and numpy release the interpreter while they work.
+    threads = max(workers, 4)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))

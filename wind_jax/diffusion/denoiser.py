@@ -38,9 +38,7 @@ def broadcast_time(t: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.broadcast_to(t.reshape(t.shape + (1,) * (len(levels) - t.ndim)), levels)
 
 
-def make_denoiser(
-    network: Callable[[Array, Array], Array], schedule: Schedule, prediction: str = "x0"
-) -> Denoiser:
+def make_denoiser(network: Callable[[Array, Array], Array], schedule: Schedule, prediction: str = "x0") -> Denoiser:
     """Reads a network's output as E[x | x_t].
 
     Args:

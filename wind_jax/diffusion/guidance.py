@@ -108,9 +108,7 @@ def _guided(
     return guided
 
 
-def dps(
-    denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, scale: float | None = None
-) -> Denoiser:
+def dps(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, scale: float | None = None) -> Denoiser:
     """Diffusion posterior sampling (arXiv 2209.14687): x0_hat is taken for x, as if it were certain.
 
     Args:

@@ -84,9 +84,7 @@ def loss_weights(
     surface = [channel.key for channel in channels if channel.level is None]
     unknown = [key for key in surface_weights if key not in surface]
     if unknown:
-        raise ValueError(
-            f"Surface weights name {unknown}, which are no surface channels; there are {surface}."
-        )
+        raise ValueError(f"Surface weights name {unknown}, which are no surface channels; there are {surface}.")
     surface_weights = SURFACE_WEIGHTS | surface_weights
     levels = [channel.level for channel in channels if channel.level is not None]
     channel_weight = np.array(

@@ -113,9 +113,7 @@ def initial(
     """
     dtype = jnp.asarray(0.0).dtype
     if known is None and not isinstance(grid0, jax.core.Tracer) and (np.asarray(grid0) == 0).any():
-        raise ValueError(
-            f"The grid's first row {grid0} has frames at 0, so their values are needed: give known."
-        )
+        raise ValueError(f"The grid's first row {grid0} has frames at 0, so their values are needed: give known.")
     grid0 = jnp.asarray(grid0, dtype)
     z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), tuple(shape), dtype))(keys)
     t = jnp.broadcast_to(grid0, (keys.shape[0], *grid0.shape))
@@ -169,8 +167,6 @@ def sample(
 
 def _check_grid(grid: np.ndarray, shape: tuple[int, ...]) -> None:
     if grid.ndim not in (1, 2) or len(grid) < 2 or (grid.ndim == 2 and grid.shape[1:] != shape[1:2]):
-        raise ValueError(
-            f"A time grid for x of shape {shape} is (steps + 1,) or (steps + 1, frame), got {grid.shape}."
-        )
+        raise ValueError(f"A time grid for x of shape {shape} is (steps + 1,) or (steps + 1, frame), got {grid.shape}.")
     if not ((grid >= 0) & (grid <= 1)).all() or (np.diff(grid, axis=0) > 0).any():
         raise ValueError(f"A time grid falls within [0, 1], got rows from {grid[0]} to {grid[-1]}.")

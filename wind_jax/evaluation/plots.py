@@ -4,6 +4,7 @@ Maps use the Equal Earth projection (Savric, Patterson & Jenny 2018), so areas o
 the 0.5 contour of the land-sea mask. Colours are told apart by colour-blind readers.
 """
 
+import textwrap
 from collections.abc import Mapping
 
 import numpy as np
@@ -78,7 +79,16 @@ def ensemble_maps(rows: Mapping[str, xarray.Dataset], land: xarray.DataArray, ti
             images[spread] = draw_map(ax, field, land, "magma_r" if spread else colours, scale, key == "observations")
             if ax in axes[0]:
                 ax.set_title(_COLUMNS[key], fontsize=10)
-        line[0].text(-0.02, 0.5, label, transform=line[0].transAxes, rotation=90, ha="right", va="center", fontsize=9)
+        line[0].text(
+            -0.02,
+            0.5,
+            textwrap.fill(label, 20),
+            transform=line[0].transAxes,
+            rotation=90,
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
         for spread, image in images.items():
             group = [ax for ax, key in zip(line, columns, strict=True) if (key == "spread") == spread]
             bar = figure.colorbar(image, ax=group, pad=0.01, aspect=14, shrink=0.85, extend="max" if spread else "both")

@@ -137,9 +137,10 @@ def table(
     ratio = at("posterior", "spread_skill_ratio")
     units = {(r["variable"], r["level"]): r["unit"] for r in found if r["metric"] == "rmse"}
     when = "" if lead_hours is None else f" at {lead_hours} h"
-    out = Table(title=f"RMSE of the ensemble mean{when}", title_justify="left")
-    for heading in ("variable", "unit", *methods, "best", "CRPS gain", "spread/skill"):
-        out.add_column(heading, justify="left" if heading in ("variable", "unit", "best") else "right", no_wrap=True)
+    out = Table(title=f"RMSE of the ensemble mean{when} (* best)", title_justify="left")
+    out.add_column("variable", overflow="fold")
+    for heading in ("unit", *methods, "CRPS gain", "spread/skill"):
+        out.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
     wins = 0
     for key in rmse["posterior"]:
         values = {method: rmse[method][key] for method in methods if key in rmse[method]}
@@ -148,11 +149,11 @@ def table(
         if shown is not None and key not in shown:
             continue
         gain = 1 - crps["posterior"][key] / min(crps[method][key] for method in values if method != "posterior")
+        mark = lambda method: f"{values[method]:.4g}{'*' if method == best else ' '}" if method in values else ""  # noqa: B023
         out.add_row(
             key[0] if key[1] is None else f"{key[0]} {key[1]}",
             units[key],
-            *(f"{values[method]:.3g}" if method in values else "" for method in methods),
-            best,
+            *map(mark, methods),
             f"{gain:+.0%}",
             f"{ratio[key]:.2f}" if key in ratio else "",
             style=None if best == "posterior" else "yellow",

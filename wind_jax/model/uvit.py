@@ -6,6 +6,7 @@ implementation; `geometry="sphere"` is exactly periodic in longitude and continu
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -61,8 +62,8 @@ class UViTConfig:
     longitude: int
     forcings: int = 10
     patch: int = 2
-    widths: tuple[int, ...] = (256, 512, 1024, 2048)
-    blocks: tuple[str, ...] = ("res", "res", "transformer", "transformer")
+    widths: Sequence[int] = (256, 512, 1024, 2048)
+    blocks: Sequence[str] = ("res", "res", "transformer", "transformer")
     depth: int = 4
     heads: int = 4
     embedding: int = 64

@@ -19,8 +19,8 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import Channel
 from wind_jax.tasks.observation import Observation
 
-Cells = dict[str, Int[Array, "n"]]
-Values = dict[str, Float[Array, "n"]]
+Cells = dict[str, Int[Array | np.ndarray, "_"]]  # numpy where they are made, jax where a sampler uses them
+Values = dict[str, Float[Array | np.ndarray, "_"]]
 Shape = tuple[int, int, int, int]
 
 
@@ -50,18 +50,15 @@ def draw_cells(
         raise ValueError(f"Observed variables {unknown} are not among the prior's: {', '.join(names)}.")
     frames, h, w, c = shape
     count = max(1, round(fraction * h * w))
+    observed = [i for i, channel in enumerate(channels) if not variables or channel.name in variables]
+    places = np.stack(np.meshgrid(np.arange(frames), observed, indexing="ij"), -1).reshape(-1, 2).astype(np.int32)
 
     def draw(place):
-        frame, channel = place
-        folded = jax.random.fold_in(jax.random.fold_in(key, frame), channel)
-        return (frame * (h * w) + jax.random.permutation(folded, h * w)[:count]) * c + channel
+        folded = jax.random.fold_in(jax.random.fold_in(key, place[0]), place[1])
+        return jax.random.permutation(folded, h * w)[:count]
 
-    def of(name):
-        mine = [i for i, channel in enumerate(channels) if channel.name == name]
-        places = np.stack(np.meshgrid(np.arange(frames), mine, indexing="ij"), -1).reshape(-1, 2)
-        return jnp.sort(jax.lax.map(draw, jnp.asarray(places, jnp.int32)).ravel())
-
-    return {name: of(name) for name in names if not variables or name in variables}
+    drawn = np.asarray(jax.lax.map(draw, jnp.asarray(places)))
+    return _by_name((places[:, :1] * (h * w) + drawn) * c + places[:, 1:], channels)
 
 
 def mask_cells(mask: Bool[np.ndarray, "..."], shape: Shape, channels: Sequence[Channel]) -> Cells:
@@ -74,9 +71,15 @@ def mask_cells(mask: Bool[np.ndarray, "..."], shape: Shape, channels: Sequence[C
         raise ValueError(f"The observations' mask has the shape {mask.shape}, the window has {tuple(shape)}.")
     if not mask.any():
         raise ValueError("The observations' mask is true nowhere; at least one cell has to be observed.")
-    cells = np.flatnonzero(mask)
-    names = np.array([c.name for c in channels])[cells % len(channels)]
-    return {name: jnp.asarray(cells[names == name], jnp.int32) for name in dict.fromkeys(names.tolist())}
+    return _by_name(np.flatnonzero(mask), channels)
+
+
+def _by_name(cells: np.ndarray, channels: Sequence[Channel]) -> Cells:
+    """Sorts cells of any order into variables."""
+    cells = np.sort(cells, axis=None).astype(np.int32)
+    names = np.array([c.name for c in channels])
+    found = names[cells % len(channels)]
+    return {name: cells[found == name] for name in dict.fromkeys(names.tolist()) if name in found}
 
 
 def errors(error: float | Mapping[str, float], statistics: Statistics) -> Float[np.ndarray, "c"]:
@@ -111,12 +114,11 @@ def measure(
         ValueError: cells outside the window.
     """
     check_cells(cells, x.shape)
-    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(sorted(cells))}
-    clean = gather(cells)(jnp.asarray(x))
+    noise = np.asarray(jax.random.normal(key, (sum(where.size for where in cells.values()),), jnp.float32))
+    noise = np.split(noise, np.cumsum([where.size for where in cells.values()])[:-1])
     return {
-        name: clean[name]
-        + jnp.asarray(error)[where % len(error)] * jax.random.normal(keys[name], where.shape, jnp.float32)
-        for name, where in cells.items()
+        name: x.ravel()[where] + error[where % error.size] * part
+        for (name, where), part in zip(cells.items(), noise, strict=True)
     }
 
 
@@ -143,7 +145,7 @@ def sparse_observation(
 
 def gather(cells: Cells) -> Callable[[Float[Array, "t h w c"]], Values]:
     """The operator: values of one window at the cells."""
-    return lambda x: {name: x.ravel()[where] for name, where in cells.items()}
+    return lambda x: {name: jnp.ravel(x)[where] for name, where in cells.items()}
 
 
 def dense(cells: Cells, y: Values, shape: Shape) -> Float[np.ndarray, "t h w c"]:

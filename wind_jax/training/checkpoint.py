@@ -62,9 +62,7 @@ class Checkpointer:
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """State, laid out as `shardings` says whatever the mesh it was saved from, and the data position."""
-        target = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
-        )
+        target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         restored = self._manager.restore(
             self.latest,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
@@ -77,9 +75,7 @@ class Checkpointer:
         self._manager.close()
 
     def _check_config(self, directory: str) -> None:
-        saved = self._manager.restore(self.latest, args=ocp.args.Composite(config=ocp.args.JsonRestore()))[
-            "config"
-        ]
+        saved = self._manager.restore(self.latest, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
         if saved != self._config:
             here, there = _flatten(self._config), _flatten(saved)
             wrong = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))

@@ -53,9 +53,7 @@ def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
 
     def rule(leaf) -> NamedSharding:
         spec: list[str | None] = [None] * len(leaf.shape)
-        candidates = [
-            a for a in range(max(len(leaf.shape) - 2, 0), len(leaf.shape)) if leaf.shape[a] % size == 0
-        ]
+        candidates = [a for a in range(max(len(leaf.shape) - 2, 0), len(leaf.shape)) if leaf.shape[a] % size == 0]
         if size > 1 and len(leaf.shape) > 1 and candidates and math.prod(leaf.shape) >= SMALLEST_SHARDED:
             spec[max(candidates, key=lambda a: leaf.shape[a])] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))

@@ -49,9 +49,7 @@ def make_optimizer(
 
 def _create(config: UViTConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     params = pure_params(nnx.state(UViT(config, rngs=nnx.Rngs(key))))
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params)
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
 
 
 def abstract_state(config: UViTConfig, optimizer: optax.GradientTransformation) -> TrainState:
@@ -59,9 +57,7 @@ def abstract_state(config: UViTConfig, optimizer: optax.GradientTransformation) 
     return jax.eval_shape(functools.partial(_create, config, optimizer), jax.random.key(0))
 
 
-def init_state(
-    config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int
-) -> TrainState:
+def init_state(config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
     """Initial state, created already sharded: no device ever holds a full copy of a sharded array."""
     create = functools.partial(_create, config, optimizer)
     return jax.jit(create, out_shardings=state_sharding(config, optimizer, mesh))(jax.random.key(seed))
