@@ -29,7 +29,7 @@ patterns = Patterns(**c.diffusion.patterns)
 
 def loss(params, batch, key):
     network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["forcings"])
-    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)[0]
+    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
 
 
 window = (c.batch_size // jax.process_count(), c.data.frames, model.latitude, model.longitude)

@@ -29,9 +29,7 @@ def interpreter(tmp_path):
 
     def write(lines: str) -> str:
         path = tmp_path / "python"
-        path.write_text(
-            f"#!{sys.executable}\nimport os, sys, time\nme = int(os.environ['WIND_PROCESS_ID'])\n{lines}"
-        )
+        path.write_text(f"#!{sys.executable}\nimport os, sys, time\nme = int(os.environ['WIND_PROCESS_ID'])\n{lines}")
         path.chmod(0o755)
         return str(path)
 

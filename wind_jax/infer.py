@@ -237,7 +237,7 @@ def member_batches(members: int, at_once: int) -> list[range]:
 def members_at_once(prior: Prior) -> int:
     """How many members fit in memory: what the network keeps of one member for its backward pass, twice.
 
-    On an accelerator the budget is 80 % of its memory; on a CPU 2 GiB, where larger batches are no faster.
+    On an accelerator the budget is 80 % of its memory; on a CPU, where larger batches are no faster, 0.8 GiB.
     """
 
     def kept(params, x, inputs):
@@ -249,7 +249,7 @@ def members_at_once(prior: Prior) -> int:
     inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
     one = 2 * max(size(jax.eval_shape(kept, prior.params, x, inputs)) - size(prior.params), size(x))
     memory = jax.devices()[0].memory_stats() or {}
-    return max(1, int(0.8 * memory.get("bytes_limit", 2.5 * 2**30)) // one)
+    return max(1, int(0.8 * memory.get("bytes_limit", 2**30)) // one)
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

@@ -28,9 +28,7 @@ def _rate(task: Task) -> str:
 
 def _values(task: Task) -> str:
     """`loss=0.123 step=7`: integers and text as they are, anything else as a number of four digits."""
-    shown = {
-        k: v if isinstance(v, int | str) else f"{float(v):.4g}" for k, v in task.fields["values"].items()
-    }
+    shown = {k: v if isinstance(v, int | str) else f"{float(v):.4g}" for k, v in task.fields["values"].items()}
     return " ".join(f"{name}={value}" for name, value in shown.items())
 
 

@@ -94,9 +94,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     def make_step(weights):
         def loss(params, batch, key):
             network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["forcings"])
-            return diffusion_forcing_loss(
-                network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns
-            )[0]
+            return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
 
         return make_train_step(loss, optimizer, c.ema, c.seed, shardings)
 
@@ -114,16 +112,13 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     say(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}")
     say(f"{parameters / 1e6:.1f} M parameters, {step_flops / 1e12:.3g} TFLOP a step of batch {c.batch_size}")
     if dry_run:
+        batch_shards = batch_sharding(mesh)
         placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
-        inputs = {
-            "x": x.update(sharding=batch_sharding(mesh)),
-            "forcings": forcings.update(sharding=batch_sharding(mesh)),
-        }
+        inputs = {"x": x.update(sharding=batch_shards), "forcings": forcings.update(sharding=batch_shards)}
         memory = make_step(ones).lower(placed, inputs).compile().memory_analysis()
         gib = lambda size: f"{size / 2**30:.2f} GiB"
-        say(
-            f"per device: {gib(memory.argument_size_in_bytes)} state and batch, {gib(memory.temp_size_in_bytes)} temporary"
-        )
+        say(f"per device: {gib(memory.argument_size_in_bytes)} of state and batch")
+        say(f"            {gib(memory.temp_size_in_bytes)} of temporary memory in a step")
         return
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -264,12 +259,13 @@ def run_statistics(path: str, store: Store, period) -> Statistics:
 def main(argv: list[str]) -> None:
     """Entry point: bad input ends with one paragraph, before anything long."""
     c, switches = configuration.load(argv, switches=("dry_run",))
-    if "WIND_COORDINATOR" in os.environ:  # set by launch/local.sh; TPU and Slurm are recognised by JAX itself
-        jax.distributed.initialize(
-            os.environ["WIND_COORDINATOR"],
-            int(os.environ["WIND_PROCESS_COUNT"]),
-            int(os.environ["WIND_PROCESS_ID"]),
-        )
+    # Set by the scripts of launch/: "auto" where JAX finds the processes by itself (TPU, Slurm), else an address.
+    coordinator = os.environ.get("WIND_COORDINATOR")
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator:
+        count, index = int(os.environ["WIND_PROCESS_COUNT"]), int(os.environ["WIND_PROCESS_ID"])
+        jax.distributed.initialize(coordinator, count, index)
     train(c, dry_run="dry_run" in switches)
 
 

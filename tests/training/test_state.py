@@ -43,7 +43,8 @@ def test_update_equals_optax_by_hand():
     for step in range(3):
         key = jax.random.fold_in(jax.random.key(3), jnp.int32(step))
         gradient = jax.grad(quadratic)(params, {"target": jnp.float32(0.5)}, key)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
         params = optax.apply_updates(params, updates)
         decay = min(0.9, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda e, p, d=decay: np.float32(d) * e + np.float32(1 - d) * p, ema, params)

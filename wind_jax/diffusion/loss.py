@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Key
 from wind_jax.diffusion.denoiser import expand_like, make_denoiser
 from wind_jax.diffusion.schedule import Schedule
 
-NOISE_BINS = 5
 SURFACE_WEIGHTS = {"2m_temperature": 1.0}
 OTHER_SURFACE_WEIGHT = 0.1
 
@@ -111,7 +110,7 @@ def diffusion_forcing_loss(
     weights: Float[Array | np.ndarray, "h 1 c"],
     prediction: str = "x0",
     patterns: Patterns = PAPER_PATTERNS,
-) -> tuple[Float[Array, ""], dict[str, Array]]:
+) -> Float[Array, ""]:
     """Weighted squared error of x0_hat over the frames that carry noise.
 
     Clean frames (t = 0) enter as they are and count for nothing. A network that predicts epsilon is judged by
@@ -127,8 +126,7 @@ def diffusion_forcing_loss(
         patterns: Probabilities of the noise patterns.
 
     Returns:
-        The loss, float32, and `{"noise_bin_loss": (5,), "noise_bin_frames": (5,)}`: mean loss and number of
-        noisy frames by fifths of t; an empty fifth has loss 0.
+        The loss, float32.
     """
     time_key, noise_key = jax.random.split(key)
     x = x.astype(jnp.float32)
@@ -143,10 +141,4 @@ def diffusion_forcing_loss(
     if prediction == "epsilon":
         error = error * (schedule.alpha(t) / schedule.sigma(t)) ** 2
     error = jnp.where(noisy, error, 0.0)
-    loss = error.sum() / jnp.maximum(noisy.astype(jnp.float32).sum(), 1)
-
-    bins = jnp.minimum((t * NOISE_BINS).astype(jnp.int32), NOISE_BINS - 1)
-    member = jnp.where(noisy[..., None], jax.nn.one_hot(bins, NOISE_BINS, dtype=jnp.float32), 0.0)
-    frames = member.sum((0, 1))
-    bin_loss = (member * error[..., None]).sum((0, 1)) / jnp.maximum(frames, 1)
-    return loss, {"noise_bin_loss": bin_loss, "noise_bin_frames": frames}
+    return error.sum() / jnp.maximum(noisy.astype(jnp.float32).sum(), 1)

@@ -84,12 +84,13 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         value, gradient = jax.value_and_grad(loss)(state.params, batch, key)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers among floats
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(jnp.float32(ema_decay), (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradient)}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

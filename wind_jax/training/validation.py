@@ -75,6 +75,6 @@ def make_validation(
     return validate
 
 
-def average(metrics: list[dict[str, jax.Array]]) -> dict[str, float]:
+def average(metrics: list[dict[str, Any]]) -> dict[str, float]:
     """Mean over batches of metrics of the same names."""
     return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
