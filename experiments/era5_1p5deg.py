@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.model.widths = (256, 512, 1024, 2048)
     c.model.blocks = ("res", "res", "transformer", "transformer")
     c.model.depth = 4
-    c.model.embedding = 256
+    c.model.embedding = 64
     c.model.remat = True
     c.model.dtype = "bfloat16"
 

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -33,7 +32,7 @@ from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import Schedule, time_grid
 from wind_jax.embedded import resolve
-from wind_jax.evaluation import plots, scores
+from wind_jax.evaluation import figures, scores
 from wind_jax.evaluation.baselines import interpolation, persistence
 from wind_jax.prior import Prior, load_prior
 from wind_jax.progress import Progress
@@ -41,15 +40,10 @@ from wind_jax.results import ForecastFile, results
 from wind_jax.rollout import Chain, make_chain, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks import sparse_obs
-from wind_jax.tasks.forecast import lead_times, window_count
+from wind_jax.tasks.forecast import lead_hours, lead_times, window_count
 from wind_jax.tasks.observation import Observation, check
 
 TASKS = ("sparse_obs", "forecast")
-# Channels that figures and forecast tables show, where the prior has them.
-HEADLINE = (
-    ("geopotential", 500), ("2m_temperature", None), ("u_component_of_wind", 850), ("total_precipitation_6hr", None),
-    ("temperature", 850), ("mean_sea_level_pressure", None),
-)  # fmt: skip
 
 
 def infer(c: ConfigDict) -> None:
@@ -155,14 +149,14 @@ def infer(c: ConfigDict) -> None:
                 {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
                 ("latitude", "longitude"),
             )
-            figures = forecast_figures if forecast else reconstruction_figures
-            for name, figure in figures(folder, found, land).items():
+            draw_figures = figures.forecast if forecast else figures.reconstruction
+            for name, figure in draw_figures(folder, found, land).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130)
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [hours for hours in (24, 48, 72, 120) if hours in lead_hours(leads)] if forecast else [None]
     for hours in shown or [lead_hours(leads)[-1]]:
-        table, line = scores.table(found, hours, HEADLINE if forecast else None)
+        table, line = scores.table(found, hours, figures.HEADLINE if forecast else None)
         say(table)
         say(line)
     say(f"results are in {c.workdir}")
@@ -253,11 +247,6 @@ def members_at_once(prior: Prior) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
-def lead_hours(leads: np.ndarray) -> list[int]:
-    """Lead times in whole hours."""
-    return (leads // np.timedelta64(1, "h")).tolist()
-
-
 def score(
     posterior: ForecastFile,
     truth: ForecastFile,
@@ -305,80 +294,6 @@ def score(
         for method in sorted(cases, key=lambda method: method != "posterior")
         for record in scores.records(method, cases[method], truth.channels, members, hours)
     ]
-
-
-# -------------------------------------------------------------------------------------------------------------- figures
-def headline(data: xarray.Dataset, count: int) -> list[tuple[str, int | None]]:
-    """The first few of `HEADLINE` that a run has, else what it has."""
-    has = lambda name, level: name in data and (level is None or level in data["level"])
-    return [key for key in HEADLINE if has(*key)][:count] or [
-        (name, int(data["level"][0]) if "level" in data[name].dims else None) for name in list(data.data_vars)[:count]
-    ]
-
-
-def fields(folder: Path, variable: str, level: int | None, lead: int) -> xarray.Dataset:
-    """One field of the first case beside its ensemble, for `plots.ensemble_maps`."""
-    pick = {"time": 0, "prediction_timedelta": lead}
-    out = {}
-    for name in ("truth", "observations"):
-        if (folder / f"{name}.zarr").exists():
-            out[name] = xarray.open_zarr(folder / f"{name}.zarr", chunks=None)[variable].isel(pick)
-    members = xarray.open_zarr(folder / "posterior.zarr", chunks=None)[variable].isel(pick)
-    out |= {"mean": members.mean("number"), "member_1": members[0], "member_2": members[1]}
-    out["spread"] = members.std("number", ddof=1)
-    out = {name: field if level is None else field.sel(level=level) for name, field in out.items()}
-    return xarray.Dataset(
-        {name: field.reset_coords(drop=True) for name, field in out.items()},
-        attrs={"variable": variable, "units": members.attrs["units"]},
-    )
-
-
-def reconstruction_figures(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
-    """Maps of the middle frame, and the error of every channel beside interpolation's and climatology's."""
-    data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
-    middle = data.sizes["prediction_timedelta"] // 2
-    rows = {plots.name(*key): fields(folder, *key, middle) for key in headline(data, 5)}
-    when = np.datetime_as_string((data["time"][0] + data["prediction_timedelta"][middle]).values, unit="h")
-    rmse = {
-        method: scores.select(found, method=method, metric="rmse")
-        for method in ("interpolation", "posterior", "climatology")
-    }
-    keys = list(rmse["posterior"])
-    ratios = xarray.DataArray(
-        [[rmse[m].get(key, np.nan) / rmse["climatology"][key] for key in keys] for m in ("interpolation", "posterior")],
-        {"method": ["interpolation", "posterior"], "channel": [plots.name(*key) for key in keys]},
-        ("method", "channel"),
-    )
-    return {
-        "reconstruction": plots.ensemble_maps(rows, land, f"Reconstruction from sparse observations, {when} UTC"),
-        "scores": plots.skill_dots(ratios, "Error at unobserved cells"),
-    }
-
-
-def forecast_figures(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
-    """Error and spread by lead time, and maps at days 1, 3 and 5."""
-    data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
-    hours = lead_hours(data["prediction_timedelta"].values)
-    panels = {}
-    for variable, level in headline(data, 6):
-        by_lead = lambda method, metric: np.array(
-            [scores.select(found, method=method, metric=metric, lead_hours=h)[variable, level] for h in hours]  # noqa: B023
-        )
-        curves = {method: by_lead(method, "rmse") for method in ("posterior", "persistence", "climatology")}
-        curves["spread"] = by_lead("posterior", "spread_skill_ratio") * curves["posterior"]
-        panels[plots.name(variable, level)] = xarray.Dataset(
-            {name: ("lead_hours", values) for name, values in curves.items()},
-            {"lead_hours": hours},
-            {"variable": variable, "units": data[variable].attrs["units"]},
-        )
-    variable, level = headline(data, 1)[0]
-    days = [hours.index(h) for h in (24, 72, 120) if h in hours] or [len(hours) - 1]
-    rows = {f"Day {hours[lead] / 24:g}": fields(folder, variable, level, lead) for lead in days}
-    when = np.datetime_as_string(data["time"][0].values, unit="h")
-    return {
-        "errors": plots.lead_curves(panels, "Ensemble forecast: error and spread by lead time"),
-        "forecast": plots.ensemble_maps(rows, land, f"{plots.name(variable, level)}, forecast from {when} UTC"),
-    }
 
 
 def main(argv: list[str]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray
+import zarr
 
 from wind_jax import config as configuration
 from wind_jax.data.climatology import fit_climatology
@@ -55,7 +56,8 @@ def write_sample(sample: xarray.Dataset, path: Path) -> None:
     """Write as Zarr with one chunk a variable: few files, all read at once."""
     shutil.rmtree(path, ignore_errors=True)
     sample = sample.drop_encoding()
-    encoding = {name: {"chunks": field.shape} for name, field in sample.data_vars.items()}
+    codec = zarr.codecs.BloscCodec(cname="zstd", clevel=9, shuffle="shuffle")
+    encoding = {name: {"chunks": field.shape, "compressors": codec} for name, field in sample.data_vars.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*[Cc]onsolidated metadata")  # not yet of the Zarr 3 standard
         sample.to_zarr(path, encoding=encoding, zarr_format=3, consolidated=True)

@@ -87,11 +87,19 @@ def ensemble_maps(rows: Mapping[str, xarray.Dataset], land: xarray.DataArray, ti
             rotation=90,
             ha="right",
             va="center",
+            multialignment="center",
             fontsize=9,
         )
         for spread, image in images.items():
             group = [ax for ax, key in zip(line, columns, strict=True) if (key == "spread") == spread]
-            bar = figure.colorbar(image, ax=group, pad=0.01, aspect=14, shrink=0.85, extend="max" if spread else "both")
+            bar = figure.colorbar(
+                image,
+                ax=group,
+                pad=0.01,
+                aspect=14,
+                shrink=0.85,
+                extend="max" if images[spread].norm.vmin == 0 else "both",
+            )
             bar.set_label(_difference(unit) if spread else unit, fontsize=8)
             bar.ax.tick_params(labelsize=7)
             bar.outline.set_linewidth(0.4)

@@ -29,6 +29,11 @@ def lead_times(leads: int) -> np.ndarray:
     return TIME_STEP * np.arange(1, leads + 1)
 
 
+def lead_hours(leads: np.ndarray) -> list[int]:
+    """Lead times (timedelta64) in whole hours."""
+    return (leads // np.timedelta64(1, "h")).tolist()
+
+
 def known_window(known: Float[Array, "b k h w c"], frames: int) -> Float[Array, "b t h w c"]:
     """The known frames at the start of a window of `frames`; the free ones are zero, no one reads them."""
     return jnp.pad(known, ((0, 0), (0, frames - known.shape[1]), (0, 0), (0, 0), (0, 0)))
