@@ -151,7 +151,7 @@ def infer(c: ConfigDict) -> None:
             )
             draw_figures = figures.forecast if forecast else figures.reconstruction
             for name, figure in draw_figures(folder, found, land).items():
-                figure.savefig(folder / "figures" / f"{name}.png", dpi=130)
+                figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [hours for hours in (24, 48, 72, 120) if hours in lead_hours(leads)] if forecast else [None]
