@@ -6,6 +6,7 @@ A step is `step(denoiser, x_t, t, s, schedule, keys) -> x_s`, from times t to ti
     d(x / alpha) = z(x_t, t) d(sigma / alpha),    z = (x_t - alpha_t x0_hat) / sigma_t
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,6 +23,12 @@ Step = Callable[[Denoiser, Array, Array, Array, Schedule, Array | None], Array]
 def _levels(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
     t = expand_like(t, x)
     return schedule.alpha(t), schedule.sigma(t)
+
+
+def _normal(keys: Array, shape: Sequence[int], dtype) -> Array:
+    """Standard normal noise `(b, *shape)`, a key for each member; drawn flat, which compiles much faster on CPU."""
+    flat = jax.vmap(lambda key: jax.random.normal(key, (math.prod(shape),), dtype))(keys)
+    return flat.reshape(keys.shape[0], *shape)
 
 
 def ddim(eta: float = 0.0) -> Step:
@@ -43,7 +50,7 @@ def ddim(eta: float = 0.0) -> Step:
         if keys is None:
             raise ValueError(f"DDIM with eta={eta} draws noise: give sample() a key for each member.")
         fresh = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
-        noise = jax.vmap(lambda key: jax.random.normal(key, x_t.shape[1:], x_t.dtype))(keys)
+        noise = _normal(keys, x_t.shape[1:], x_t.dtype)
         return alpha_s * x0_hat + sigma_s * (jnp.sqrt(1 - fresh) * z_hat + jnp.sqrt(fresh) * noise)
 
     return step
@@ -115,7 +122,7 @@ def initial(
     if known is None and not isinstance(grid0, jax.core.Tracer) and (np.asarray(grid0) == 0).any():
         raise ValueError(f"The grid's first row {grid0} has frames at 0, so their values are needed: give known.")
     grid0 = jnp.asarray(grid0, dtype)
-    z = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 0), tuple(shape), dtype))(keys)
+    z = _normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape, dtype)
     t = jnp.broadcast_to(grid0, (keys.shape[0], *grid0.shape))
     alpha, sigma = _levels(schedule, t, z)
     x_init = jnp.sqrt(alpha**2 + sigma**2) * z
