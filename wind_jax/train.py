@@ -103,9 +103,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     forcings = jax.ShapeDtypeStruct((*x.shape[:-1], len(FORCING_NAMES)), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
     ones = jnp.ones((height, 1, len(chosen)), jnp.float32)
-    jax.eval_shape(
-        make_step(ones), abstract, {"x": x, "forcings": forcings}
-    )  # what is wrong shows here, not hours later
+    # What is wrong with model or diffusion shows here, before any data are read.
+    jax.eval_shape(make_step(ones), abstract, {"x": x, "forcings": forcings})
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, forcings)
     step_flops = 3 * forward  # a backward pass costs two forward ones; recomputation is not counted
@@ -128,9 +127,6 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         {name: value for name, value in config.items() if name.startswith(FIXED)},
         keep=c.keep_checkpoints,
     )
-    if main_process:
-        with open(os.path.join(c.workdir, "config.json"), "w") as file:
-            file.write(configuration.to_json(c) + "\n")
     store = open_store(c.data.path, chosen, in_memory=c.data.in_memory)
     held_out = open_store(c.data.validation_path, chosen)
     for archive in (store, held_out):
@@ -168,6 +164,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     # ------------------------------------------------------------------------------------------------------------ loop
     began = time.monotonic()
     log = RunLog(c.workdir, start) if main_process else None
+    if main_process:
+        with open(os.path.join(c.workdir, "config.json"), "w") as file:
+            file.write(configuration.to_json(c) + "\n")
     say(f"training from step {start} to {c.optimizer.steps}")
 
     def save(step: int) -> None:
