@@ -37,11 +37,12 @@ def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, Co
 def architecture(c: ConfigDict) -> UViTConfig:
     """The network of an experiment for training."""
     height, width = c.data.grid
+    chosen = channels(c.data.variables or None, c.data.levels or None)
     return UViTConfig(
-        channels=len(channels(c.data.variables or None, c.data.levels or None)),
+        channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES),
+        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
         **c.model.to_dict(),
     )
 

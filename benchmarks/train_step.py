@@ -28,7 +28,7 @@ patterns = Patterns(**c.diffusion.patterns)
 
 
 def loss(params, batch, key):
-    network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["forcings"])
+    network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
     return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
 
 
@@ -38,13 +38,13 @@ batch = put_batch(
     mesh,
     {
         "x": draw.standard_normal((*window, model.channels), np.float32),
-        "forcings": draw.standard_normal((*window, model.forcings), np.float32),
+        "inputs": draw.standard_normal((*window, model.forcings), np.float32),
     },
 )
 state = init_state(model, optimizer, mesh, c.seed)
 times = jnp.zeros(batch["x"].shape[:2], jnp.float32)
 forward = lambda params, x, t, forcings: apply(graphdef, params, x, t, forcings)
-model_flop = 3 * matmul_flops(forward, state.params, batch["x"], times, batch["forcings"])
+model_flop = 3 * matmul_flops(forward, state.params, batch["x"], times, batch["inputs"])
 parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
 step = compiled(make_train_step(loss, optimizer, c.ema, c.seed, state_sharding(model, optimizer, mesh)), state, batch)
 

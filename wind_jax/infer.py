@@ -24,7 +24,7 @@ from rich.console import Console
 
 from wind_jax import config as configuration
 from wind_jax.data.climatology import Climatology
-from wind_jax.data.forcings import FORCING_NAMES, forcings, static_forcings
+from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import TIME_STEP, Store, open_store
 from wind_jax.data.windows import window_starts
 from wind_jax.diffusion.denoiser import Denoiser
@@ -99,7 +99,7 @@ def infer(c: ConfigDict) -> None:
     def draw(case: int, members: range) -> Iterator[jax.Array]:
         """New frames of some members, window by window, in model units."""
         times = store.times[starts[case]] + TIME_STEP * np.arange(context + windows * new)
-        inputs, key = forcings(static, times), jax.random.fold_in(keys[case], 1)
+        inputs, key = prior.inputs(static, times), jax.random.fold_in(keys[case], 1)
         if forecast:
             known = statistics.normalize(truth[case][:context])
             yield from rollout(prior, known, inputs, members, key, chain)
@@ -199,7 +199,7 @@ def reconstruct(
     observation = sparse_obs.sparse_observation(cells, y, error, guidance.variance)
     denoiser = guided(prior.denoiser(inputs), observation, prior.schedule, guidance)
     grid = time_grid(chain.steps, start=chain.start)
-    x_init = initial(keys, prior.shape, grid[0], prior.schedule)
+    x_init = initial(keys, prior.shape, grid[0], prior.schedule, mean=prior.mean(inputs))
     return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys)
 
 

@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
+from jaxtyping import Array, Float
 
+from wind_jax.data.climatology import Climatology
+from wind_jax.data.forcings import FORCING_NAMES, forcings
 from wind_jax.data.normalize import Statistics
-from wind_jax.diffusion.denoiser import Denoiser, make_denoiser
+from wind_jax.diffusion.denoiser import Denoiser, about, make_denoiser
 from wind_jax.diffusion.schedule import SCHEDULES, Schedule
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.sphere import Grid
@@ -37,6 +40,7 @@ class Prior:
         frames: frames of one window, 6 h apart.
         schedule_name: forward process, a key of `wind_jax.diffusion.schedule.SCHEDULES`.
         prediction: what the network predicts: "x0", "v" or "epsilon".
+        climatology: about which the network sees anomalies; None: about the statistics' mean.
         provenance: JSON text that says what the prior was trained on, for how long and with which config.
     """
 
@@ -47,6 +51,7 @@ class Prior:
     frames: int
     schedule_name: str
     prediction: str
+    climatology: Climatology | None = None
     provenance: str = "{}"
 
     @property
@@ -59,19 +64,36 @@ class Prior:
         """Shape (t, h, w, c) of one window."""
         return (self.frames, *self.grid.shape, self.config.channels)
 
-    def denoiser(self, forcings: jax.Array) -> Denoiser:
+    def inputs(self, static: Float[np.ndarray, "h w 6"], times: np.ndarray) -> Float[np.ndarray, "t h w f"]:
+        """What the network is told at some times: the 10 forcings, then the climatology in model units, if any.
+
+        Args:
+            static: from `static_forcings`.
+            times: (t,) datetime64, UTC.
+        """
+        known = forcings(static, times)
+        if self.climatology is None:
+            return known
+        return np.concatenate([known, self.statistics.normalize(self.climatology.at(times))], axis=-1)
+
+    def mean(self, inputs: Float[Array | np.ndarray, "*b t h w f"]):
+        """The climatology among the `inputs`, (..., t, h, w, c) in model units; 0 where there is none."""
+        return 0.0 if self.climatology is None else inputs[..., len(FORCING_NAMES) :]
+
+    def denoiser(self, inputs: Float[Array, "*b t h w f"]) -> Denoiser:
         """The map (x_t, t) -> E[x | x_t] in model units.
 
         Args:
-            forcings: the 10 inputs of `wind_jax.data.forcings`, (t, h, w, f) shared by all members or (b, t, h, w, f).
+            inputs: as of `Prior.inputs`, (t, h, w, f) shared by all members or (b, t, h, w, f).
         """
         graphdef = graph(self.config)
 
         def network(x_t, t):
-            f = jnp.broadcast_to(forcings, (x_t.shape[0], *forcings.shape[-4:]))
-            return apply(graphdef, self.params, x_t, t, f)
+            told = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
+            return apply(graphdef, self.params, x_t, t, told)
 
-        return make_denoiser(network, self.schedule, self.prediction)
+        denoiser = make_denoiser(network, self.schedule, self.prediction)
+        return denoiser if self.climatology is None else about(self.mean(inputs), denoiser, self.schedule)
 
 
 jax.tree_util.register_dataclass(
@@ -97,6 +119,8 @@ def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") ->
         "params/" + key: np.asarray(value, dtype)
         for key, value in traverse_util.flatten_dict(prior.params, sep="/").items()
     }
+    if prior.climatology is not None:
+        arrays |= {"climatology/" + key: value for key, value in prior.climatology.pack().items()}
     metadata = {
         "format": FORMAT,
         "config": dataclasses.asdict(prior.config),
@@ -135,8 +159,10 @@ def load_prior(path: str | os.PathLike) -> Prior:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{str(path)!r} has format {metadata.get('format')!r}, expected {FORMAT!r}.")
     config = UViTConfig(**{k: _tuples(v) for k, v in metadata["config"].items()})
-    params = {key.removeprefix("params/"): jnp.asarray(value, jnp.float32) for key, value in arrays.items()}
+    part = lambda name: {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
+    params = {key: jnp.asarray(value, jnp.float32) for key, value in part("params/").items()}
     _check_parameters(path, params, config)
+    climatology = part("climatology/")
     return Prior(
         params=traverse_util.unflatten_dict(params, sep="/"),
         config=config,
@@ -145,6 +171,7 @@ def load_prior(path: str | os.PathLike) -> Prior:
         frames=metadata["frames"],
         schedule_name=metadata["schedule"],
         prediction=metadata["prediction"],
+        climatology=Climatology.unpack(climatology) if climatology else None,
         provenance=json.dumps(metadata["provenance"]),
     )
 

@@ -52,7 +52,7 @@ def make_chain(name: str = "ddim", steps: int = 32, start: float = 0.98, eta: fl
 def rollout(
     prior: Prior,
     known: Float[Array | np.ndarray, "..."],
-    forcings: Float[Array | np.ndarray, "frames h w f"],
+    inputs: Float[Array | np.ndarray, "frames h w f"],
     members: int | Sequence[int],
     key: Key[Array, ""],
     chain: Chain = Chain(),  # noqa: B008
@@ -64,7 +64,7 @@ def rollout(
     Args:
         prior: p(x) of one window.
         known: the first k frames in model units, (k, h, w, c) or (b, k, h, w, c), with 1 <= k < prior.frames.
-        forcings: of all frames, known ones included: k + n * (prior.frames - k) of them for n windows.
+        inputs: as of `Prior.inputs`, of all frames, known ones included: k + n * (prior.frames - k) for n windows.
         members: number of members, or the indices of those to run here.
         key: of the ensemble; window and member are folded in.
         chain: of the sampler.
@@ -77,29 +77,29 @@ def rollout(
     """
     members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
     known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
-    context, total = known.shape[1], forcings.shape[0]
+    context, total = known.shape[1], inputs.shape[0]
     new = prior.frames - context
     windows = window_count(total - context, prior.frames, context)
     if total != context + windows * new:
         raise ValueError(
-            f"{total} frames of forcings do not fill windows: expected {context} known frames and a multiple of {new}."
+            f"{total} frames of inputs do not fill windows: expected {context} known frames and a multiple of {new}."
         )
-    if known.shape[2:] != prior.shape[1:] or forcings.shape[1:3] != prior.grid.shape:
+    if known.shape[2:] != prior.shape[1:] or inputs.shape[1:3] != prior.grid.shape:
         raise ValueError(
-            f"Known frames {known.shape[2:]} and forcings {forcings.shape[1:3]} do not fit the prior's "
-            f"{prior.shape[1:]}."
+            f"Known frames {known.shape[2:]} and inputs {inputs.shape[1:3]} do not fit the prior's {prior.shape[1:]}."
         )
     for window in range(windows):
         first = window * new
         keys = member_keys(jax.random.fold_in(key, window), members)
-        frames = _draw(prior, known, jnp.asarray(forcings[first : first + prior.frames]), keys, chain)
+        frames = _draw(prior, known, jnp.asarray(inputs[first : first + prior.frames]), keys, chain)
         known = frames[:, -context:]
         yield frames[:, context:]
 
 
 @partial(jax.jit, static_argnames="chain")
-def _draw(prior: Prior, known: Array, forcings: Array, keys: Array, chain: Chain) -> Array:
+def _draw(prior: Prior, known: Array, inputs: Array, keys: Array, chain: Chain) -> Array:
     """One window (b, t, h, w, c) whose first frames are known."""
     grid = time_grid(chain.steps, prior.frames, known=range(known.shape[1]), start=chain.start)
-    x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known_window(known, prior.frames))
-    return sample(prior.denoiser(forcings), x_init, grid, prior.schedule, chain.step, keys)
+    known = known_window(known, prior.frames)
+    x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
+    return sample(prior.denoiser(inputs), x_init, grid, prior.schedule, chain.step, keys)

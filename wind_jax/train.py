@@ -4,7 +4,8 @@
 
 A workdir that already holds a checkpoint is resumed: same batches, same noise, same losses. It receives:
 
-    config.json  statistics.json  metrics.jsonl  events.out.tfevents.*  checkpoints/  prior.npz (the average's weights)
+    config.json  statistics.json  climatology.npz  metrics.jsonl  events.out.tfevents.*  checkpoints/
+    prior.npz (the average's weights, with all that inference needs)
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 
 from wind_jax import config as configuration
+from wind_jax.data.climatology import Climatology, fit_climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.normalize import Statistics, compute_statistics
 from wind_jax.data.store import Store, open_store
@@ -52,6 +54,7 @@ FIXED = (
     "data.levels",
     "data.frames",
     "data.grid",
+    "data.climatology",
     "model",
     "diffusion",
     "batch_size",
@@ -81,7 +84,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES),
+        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
         **c.model.to_dict(),
     )
     optimizer = make_optimizer(**c.optimizer.to_dict())
@@ -93,28 +96,29 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
     def make_step(weights):
         def loss(params, batch, key):
-            network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["forcings"])
-            return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
+            network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
+            x = batch["x"] - batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else batch["x"]
+            return diffusion_forcing_loss(network, x, key, schedule, weights, c.diffusion.prediction, patterns)
 
         return make_train_step(loss, optimizer, c.ema, c.seed, shardings)
 
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
-    forcings = jax.ShapeDtypeStruct((*x.shape[:-1], len(FORCING_NAMES)), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
     ones = jnp.ones((height, 1, len(chosen)), jnp.float32)
     # What is wrong with model or diffusion shows here, before any data are read.
-    jax.eval_shape(make_step(ones), abstract, {"x": x, "forcings": forcings})
+    jax.eval_shape(make_step(ones), abstract, {"x": x, "inputs": inputs})
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, forcings)
+    forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, inputs)
     step_flops = 3 * forward  # a backward pass costs two forward ones; recomputation is not counted
     say(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}")
     say(f"{parameters / 1e6:.1f} M parameters, {step_flops / 1e12:.3g} TFLOP a step of batch {c.batch_size}")
     if dry_run:
         batch_shards = batch_sharding(mesh)
         placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
-        inputs = {"x": x.update(sharding=batch_shards), "forcings": forcings.update(sharding=batch_shards)}
-        memory = make_step(ones).lower(placed, inputs).compile().memory_analysis()
+        batch = {"x": x.update(sharding=batch_shards), "inputs": inputs.update(sharding=batch_shards)}
+        memory = make_step(ones).lower(placed, batch).compile().memory_analysis()
         gib = lambda size: f"{size / 2**30:.2f} GiB"
         say(f"per device: {gib(memory.argument_size_in_bytes)} of state and batch")
         say(f"            {gib(memory.temp_size_in_bytes)} of temporary memory in a step")
@@ -133,14 +137,18 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
     static = static_forcings(store, c.data.missing_static)
-    statistics = run_statistics(os.path.join(c.workdir, "statistics.json"), store, c.data.period)
+    statistics, climatology = run_statistics(c.workdir, store, c.data)
+    prior = Prior(
+        None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, c.diffusion.prediction, climatology
+    )
     dataset = functools.partial(
-        windows, statistics=statistics, static=static, frames=c.data.frames, seed=c.seed,
+        windows, statistics=statistics, inputs=functools.partial(prior.inputs, static),
+        frames=c.data.frames, seed=c.seed,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     batches = iter(dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers))
     validation_batches = [
-        put_batch(mesh, {name: batch[name] for name in ("x", "forcings")})
+        put_batch(mesh, {name: batch[name] for name in ("x", "inputs")})
         for batch in itertools.islice(
             dataset(held_out, batch_size=c.batch_size, period=c.data.validation_period or None),
             max(c.validation.windows // c.batch_size, 1),
@@ -157,7 +165,6 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         state, position = init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
     weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
     train_step = make_step(weights)
-    prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, c.diffusion.prediction)
     v = c.validation
     validate = make_validation(prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
 
@@ -187,7 +194,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         bar.update(start)
         for step in range(start + 1, c.optimizer.steps + 1):
             batch = next(batches)
-            state, metrics = train_step(state, put_batch(mesh, {name: batch[name] for name in ("x", "forcings")}))
+            state, metrics = train_step(state, put_batch(mesh, {name: batch[name] for name in ("x", "inputs")}))
             recent.append(metrics)
             last = step == c.optimizer.steps
             bar.update(**shown)
@@ -246,13 +253,18 @@ class RunLog:
         self._board.flush()
 
 
-def run_statistics(path: str, store: Store, period) -> Statistics:
-    """The statistics of this run: computed once, in one pass over the archive, then read back."""
-    if os.path.exists(path):
-        return Statistics.load(path)
-    statistics = compute_statistics(store, tuple(period) or None)
-    statistics.save(path)
-    return statistics
+def run_statistics(workdir: str, store: Store, data: ConfigDict) -> tuple[Statistics, Climatology | None]:
+    """Statistics and climatology of this run: computed once, in one pass each over the archive, then read back."""
+    period = tuple(data.period) or None
+    path, climatology = os.path.join(workdir, "climatology.npz"), None
+    if data.climatology:
+        if not os.path.exists(path):
+            fit_climatology(store, period).save(path)
+        climatology = Climatology.load(path)
+    path = os.path.join(workdir, "statistics.json")
+    if not os.path.exists(path):
+        compute_statistics(store, period, climatology.at if climatology else None).save(path)
+    return Statistics.load(path), climatology
 
 
 def main(argv: list[str]) -> None:

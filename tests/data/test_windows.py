@@ -1,5 +1,6 @@
 """Windows never cross a gap; the stream is the same for any number of processes and resumes exactly."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -23,7 +24,7 @@ def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("archive") / "a.zarr"
     synthetic.write_archive(path, TIMES, time_chunk=8)
     store = open_store(path, CHANNELS)
-    return store, compute_statistics(store), static_forcings(store)
+    return store, compute_statistics(store), functools.partial(forcings, static_forcings(store))
 
 
 def stream(archive, **options):
@@ -59,16 +60,16 @@ def test_window_starts_in_a_period():
 
 
 def test_batch_holds_what_its_start_says(archive):
-    store, statistics, static = archive
+    store, statistics, inputs = archive
     batch = next(iter(stream(archive)))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
         "x": ((4, 3, 7, 8, 3), "float32"),
-        "forcings": ((4, 3, 7, 8, 10), "float32"),
+        "inputs": ((4, 3, 7, 8, 10), "float32"),
         "start": ((4,), "int64"),
     }
-    for x, f, start in zip(batch["x"], batch["forcings"], batch["start"]):
+    for x, f, start in zip(batch["x"], batch["inputs"], batch["start"]):
         np.testing.assert_array_equal(x, statistics.normalize(store.read(int(start), FRAMES)))
-        np.testing.assert_array_equal(f, forcings(static, TIMES[start : start + FRAMES]))
+        np.testing.assert_array_equal(f, inputs(TIMES[start : start + FRAMES]))
 
 
 def test_one_epoch_shows_every_window_once(archive):
@@ -116,7 +117,7 @@ def test_state_resumes_exactly_with_any_number_of_workers(archive):
 
 
 def test_wrong_arguments(archive):
-    store, statistics, static = archive
+    store, statistics, inputs = archive
     for options, message in [
         ({"batch_size": 3, "process_count": 2}, "batch_size 3 must be a positive multiple .* 2"),
         ({"batch_size": 0}, "batch_size 0"),
@@ -126,7 +127,7 @@ def test_wrong_arguments(archive):
     ]:
         with pytest.raises(ValueError, match=message):
             stream(archive, **options)
-    with pytest.raises(ValueError, match="static forcings must have shape"):
-        stream((store, statistics, static[:-1]))
+    with pytest.raises(ValueError, match="inputs at one time must have shape"):
+        stream((store, statistics, lambda times: inputs(times)[:, :-1]))
     with pytest.raises(ValueError, match="statistics are of channels"):
-        stream((open_store(store.path, CHANNELS[:2]), statistics, static))
+        stream((open_store(store.path, CHANNELS[:2]), statistics, inputs))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wind_jax.diffusion.guidance import guide
+from wind_jax.diffusion.guidance import METHODS, guide
 from wind_jax.diffusion.samplers import ddim, heun, initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.tasks.observation import Observation, compose, likelihood_grad
@@ -49,6 +49,21 @@ def test_mmps_matches_reference(kind, mixture, x64):
         for (solver, iterations), x0_hat in zip(SOLVES, run(values["x_t"], values["y"], t)):
             expected = values[f"t{t}/{kind}/mmps_{solver}_{iterations}"]
             np.testing.assert_allclose(x0_hat, expected, atol=1e-6, err_msg=f"{t} {solver} {iterations}")
+
+
+@pytest.mark.parametrize(("method", "options"), [("tmpd", {}), ("diffpir", {"iterations": 1}), ("diffpir", {})])
+def test_other_methods_match_reference(method, options, mixture, x64):
+    values = mixture.values
+
+    def run(x_t, y, t):
+        observation = Observation(lambda x: values["A"] @ x, y, values["var_y"])
+        return guide(mixture.denoise, observation, SCHEDULE, method, **options)(x_t[None], t)[0]
+
+    run = jax.jit(jax.vmap(run, (0, 0, None)))
+    name = "tmpd" if method == "tmpd" else f"diffpir_cg_{options.get('iterations', 3)}"
+    for t in (0.1, 0.5, 0.9):
+        expected = values[f"t{t}/linear/{name}"]
+        np.testing.assert_allclose(run(values["x_t"], values["y"], t), expected, atol=1e-6, err_msg=str(t))
 
 
 def test_whitening_changes_units_not_the_answer(x64):
@@ -148,7 +163,7 @@ def test_clean_frames_are_never_moved(gaussian):
     observation = observation._replace(operator=lambda x: x.sum(0), y=jnp.ones((2, 4, 2)), variance=0.1)
     x_t = jax.random.normal(jax.random.key(0), (2, *gaussian.shape))
     t = jnp.asarray([[0.0, 0.5, 0.9], [0.0, 0.5, 0.9]])
-    for method in ("mmps", "dps"):
+    for method in METHODS:
         x0_hat = jax.jit(guide(gaussian.denoise, observation, SCHEDULE, method))(x_t, t)
         np.testing.assert_array_equal(x0_hat[:, 0], x_t[:, 0])
         assert (jnp.abs(x0_hat - gaussian.denoise(x_t, t))[:, 1:] > 1e-6).any()

@@ -10,6 +10,7 @@ one streaming pass; a file of it is a few hundred kilobytes, small enough to be 
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +76,8 @@ class Climatology:
         positions = [self.channels.index(c) for c in wanted]
         return Climatology(tuple(wanted), self.grid, self.coefficients[..., positions])
 
-    def save(self, path: str | Path) -> None:
-        """Writes a compressed .npz.
+    def pack(self) -> dict[str, np.ndarray]:
+        """The arrays of a file.
 
         Coefficients are rounded to 16 bits of each harmonic's range over the cells of a channel, an error
         below 1e-5 of that range.
@@ -84,16 +85,26 @@ class Climatology:
         low = self.coefficients.min(axis=(1, 2), keepdims=True).astype(np.float64)
         high = self.coefficients.max(axis=(1, 2), keepdims=True).astype(np.float64)
         scale = np.where(high > low, high - low, 1.0) / 65535
+        return {
+            "channels": np.array(json.dumps([[c.name, c.level] for c in self.channels])),
+            "latitude": self.grid.latitude,
+            "longitude": self.grid.longitude,
+            "low": low,
+            "scale": scale,
+            "coefficients": np.rint((self.coefficients - low) / scale).astype(np.uint16),
+        }
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, np.ndarray]) -> "Climatology":
+        """Inverse of `pack`."""
+        coefficients = (arrays["low"] + arrays["scale"] * arrays["coefficients"]).astype(np.float32)
+        names = tuple(channel(name, level) for name, level in json.loads(str(arrays["channels"])))
+        return cls(names, Grid(arrays["latitude"], arrays["longitude"]), coefficients)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a compressed .npz."""
         with open(path, "wb") as file:  # numpy would append .npz to a path without it
-            np.savez_compressed(
-                file,
-                channels=json.dumps([[c.name, c.level] for c in self.channels]),
-                latitude=self.grid.latitude,
-                longitude=self.grid.longitude,
-                low=low,
-                scale=scale,
-                coefficients=np.rint((self.coefficients - low) / scale).astype(np.uint16),
-            )
+            np.savez_compressed(file, **self.pack())
 
     @classmethod
     def load(cls, path: str | Path) -> "Climatology":
@@ -107,9 +118,7 @@ class Climatology:
         with np.load(path) as file:
             if "coefficients" not in file or "low" not in file:
                 raise ValueError(f"{path} is not a climatology; it holds {sorted(file)}")
-            coefficients = (file["low"] + file["scale"] * file["coefficients"]).astype(np.float32)
-            names = tuple(channel(name, level) for name, level in json.loads(str(file["channels"])))
-            return cls(names, Grid(file["latitude"], file["longitude"]), coefficients)
+            return cls.unpack(file)
 
 
 def fit_climatology(store: Store, period: tuple[str, str] | None = None) -> Climatology:

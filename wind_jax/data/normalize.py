@@ -1,10 +1,12 @@
 """Statistics of an archive, and the change between physical units and model units.
 
-Model units: each channel transformed (precipitation as log10(1000 tp + 1), tp in m), then standardised by its
-global area-weighted mean and standard deviation.
+Model units: each channel transformed (precipitation as log10(1000 tp + 1), tp in m), less its global area-weighted
+mean, divided by its standard deviation: about the climatology where one is given, so that what is uncertain has
+variance 1 in every channel, else about the mean.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ class Statistics:
     Attributes:
         channels: what the channel axis holds.
         mean: (c,) area-weighted mean over space and time.
-        std: (c,) standard deviation over space and time.
+        std: (c,) standard deviation over space and time, about the climatology or the mean.
         difference_std: (c,) standard deviation of the change in 6 h.
 
     Raises:
@@ -117,12 +119,17 @@ class Statistics:
         return cls.from_dict(json.loads(Path(path).read_text()))
 
 
-def compute_statistics(store: Store, period: tuple[str, str] | None = None) -> Statistics:
+def compute_statistics(
+    store: Store,
+    period: tuple[str, str] | None = None,
+    climatology: Callable[[np.ndarray], Float[np.ndarray, "t h w c"]] | None = None,
+) -> Statistics:
     """Statistics of an archive in one streaming pass, accumulated in float64.
 
     Args:
         store: the archive.
         period: first and last date, both included whole; None for all of it.
+        climatology: physical fields at some times, about which `std` is taken; None for the mean.
 
     Raises:
         ValueError: an empty period, no two times 6 h apart, a channel that is constant, missing data.
@@ -137,12 +144,18 @@ def compute_statistics(store: Store, period: tuple[str, str] | None = None) -> S
     def moments(x):  # (h * w, c): area-weighted means of x and x^2
         return np.stack([weights @ x, weights @ (x * x)])
 
-    total, change = np.zeros((2, len(store.channels))), np.zeros((2, len(store.channels)))
+    total, change, anomaly = (np.zeros((2, len(store.channels))) for _ in range(3))
     pairs, offset, previous, previous_time = 0, None, None, None
+
+    def transformed(state):  # (h * w, c)
+        x = state.reshape(-1, len(store.channels)).astype(np.float64)
+        return _put(x, rain, _log_precipitation(np, x[..., rain]))
+
     for block, states in store.blocks(indices, "Statistics"):
         for time, state in zip(store.times[block], states):
-            x = state.reshape(-1, len(store.channels)).astype(np.float64)
-            x = _put(x, rain, _log_precipitation(np, x[..., rain]))
+            x = transformed(state)
+            if climatology is not None:
+                anomaly += moments(x - transformed(climatology(time[None])[0]))
             # Sums are about the first state's mean: squares of geopotential would lose digits otherwise.
             offset = weights @ x if offset is None else offset
             x -= offset
@@ -152,14 +165,12 @@ def compute_statistics(store: Store, period: tuple[str, str] | None = None) -> S
                 pairs += 1
             previous, previous_time = x, time
 
-    mean, square = total / len(indices)
-    change_mean, change_square = change / pairs
-    return Statistics(
-        store.channels,
-        mean + offset,
-        np.sqrt(np.maximum(square - mean**2, 0)),
-        np.sqrt(np.maximum(change_square - change_mean**2, 0)),
-    )
+    def deviation(moments):
+        return np.sqrt(np.maximum(moments[1] - moments[0] ** 2, 0))
+
+    total, anomaly, change = total / len(indices), anomaly / len(indices), change / pairs
+    spread = deviation(total if climatology is None else anomaly)
+    return Statistics(store.channels, total[0] + offset, spread, deviation(change))
 
 
 def _rain(channels: tuple[Channel, ...]) -> np.ndarray:

@@ -5,12 +5,16 @@ windows, and process p of P takes every P-th window of the stream, from the p-th
 on the number of processes, and resumes exactly.
 """
 
+from collections.abc import Callable
+
 import grain
 import numpy as np
+from jaxtyping import Float
 
-from wind_jax.data.forcings import forcings
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store, in_period
+
+Inputs = Callable[[np.ndarray], Float[np.ndarray, "t h w f"]]
 
 
 def window_starts(times: np.ndarray, frames: int, period: tuple[str, str] | None = None, stride: int = 1) -> np.ndarray:
@@ -46,25 +50,26 @@ def window_starts(times: np.ndarray, frames: int, period: tuple[str, str] | None
 
 
 class WindowSource(grain.sources.RandomAccessDataSource):
-    """Random access to windows in model units with their forcings.
+    """Random access to windows in model units with the network's other inputs.
 
     Args:
         store: the archive.
         statistics: for model units; must have the store's channels.
-        static: (h, w, 6) from `static_forcings`.
+        inputs: of the network at some times, (t,) -> (t, h, w, f).
         starts: (n,) from `window_starts`.
         frames: length of a window.
     """
 
-    def __init__(self, store: Store, statistics: Statistics, static: np.ndarray, starts: np.ndarray, frames: int):
+    def __init__(self, store: Store, statistics: Statistics, inputs: Inputs, starts: np.ndarray, frames: int):
         if statistics.channels != store.channels:
             raise ValueError(
                 f"statistics are of channels {[c.key for c in statistics.channels]}, "
                 f"the store's are {[c.key for c in store.channels]}"
             )
-        if static.shape != (*store.grid.shape, 6):
-            raise ValueError(f"static forcings must have shape {(*store.grid.shape, 6)}, got shape {static.shape}")
-        self._store, self._statistics, self._static = store, statistics, static
+        shape = inputs(store.times[:1]).shape
+        if shape[:-1] != (1, *store.grid.shape):
+            raise ValueError(f"inputs at one time must have shape {(1, *store.grid.shape)} + (f,), got shape {shape}")
+        self._store, self._statistics, self._inputs = store, statistics, inputs
         self._starts, self._frames = starts, frames
 
     def __len__(self) -> int:
@@ -75,7 +80,7 @@ class WindowSource(grain.sources.RandomAccessDataSource):
         times = self._store.times[start : start + self._frames]
         return {
             "x": self._statistics.normalize(self._store.read(int(start), self._frames)),
-            "forcings": forcings(self._static, times),
+            "inputs": self._inputs(times),
             "start": start,
         }
 
@@ -83,7 +88,7 @@ class WindowSource(grain.sources.RandomAccessDataSource):
 def windows(
     store: Store,
     statistics: Statistics,
-    static: np.ndarray,
+    inputs: Inputs,
     *,
     frames: int,
     batch_size: int,
@@ -101,7 +106,7 @@ def windows(
     Args:
         store: the archive.
         statistics: of the same channels.
-        static: (h, w, 6) from `static_forcings`.
+        inputs: of the network at some times, (t,) -> (t, h, w, f): `Prior.inputs` at known static fields.
         frames: length of a window.
         batch_size: windows of a global batch; each process gets batch_size / process_count of them.
         period: first and last date of the windows, both included whole; None for all.
@@ -114,11 +119,11 @@ def windows(
         workers: threads that each read a batch ahead, at least 4; more of them hide the latency of a remote archive.
 
     Returns:
-        A grain dataset of {"x": (b, t, h, w, c) model units, "forcings": (b, t, h, w, 10), "start": (b,)}.
+        A grain dataset of {"x": (b, t, h, w, c) model units, "inputs": (b, t, h, w, f), "start": (b,)}.
         Its iterator's get_state and set_state resume exactly.
 
     Raises:
-        ValueError: sizes that do not fit, a bad period, statistics or forcings of another store.
+        ValueError: sizes that do not fit, a bad period, statistics or inputs of another store.
     """
     if batch_size < 1 or process_count < 1 or batch_size % process_count:
         raise ValueError(
@@ -129,7 +134,7 @@ def windows(
     starts = window_starts(store.times, frames, period, stride)
     if not repeat and starts.size < batch_size:
         raise ValueError(f"{starts.size} windows do not fill one batch of {batch_size}")
-    dataset = grain.MapDataset.source(WindowSource(store, statistics, static, starts, frames))
+    dataset = grain.MapDataset.source(WindowSource(store, statistics, inputs, starts, frames))
     if shuffle:
         dataset = dataset.shuffle(seed)
     if repeat:

@@ -14,8 +14,20 @@ from wind_jax.diffusion.schedule import Schedule
 
 Denoiser = Callable[[Array, Array], Array]
 
+# Of the "preconditioned" prediction: finer structures of the atmosphere are weaker than its whole variance of 1.
+DETAIL_SPREAD = 0.3
+
+
+def _preconditioned(out, x_t, alpha, sigma):
+    """arXiv 2206.00364, eq. 7: what passes x_t by the network is what is best for data of spread `DETAIL_SPREAD`, and
+    the output has unit variance for data of variance 1."""
+    skip = alpha * DETAIL_SPREAD**2 / (alpha**2 * DETAIL_SPREAD**2 + sigma**2)
+    return skip * x_t + jnp.sqrt((1 - skip * alpha) ** 2 + (skip * sigma) ** 2) * out
+
+
 # x0_hat from the network's output, with z the noise: x_t = alpha x + sigma z.
 _TO_X0 = {
+    "preconditioned": _preconditioned,
     "x0": lambda out, x_t, alpha, sigma: out,
     "v": lambda out, x_t, alpha, sigma: (alpha * x_t - sigma * out) / (alpha**2 + sigma**2),
     "epsilon": lambda out, x_t, alpha, sigma: (x_t - sigma * out) / alpha,
@@ -38,13 +50,29 @@ def broadcast_time(t: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.broadcast_to(t.reshape(t.shape + (1,) * (len(levels) - t.ndim)), levels)
 
 
+def about(mean: Float[Array, "..."], denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+    """The denoiser of x, from `denoiser` of the anomaly x - mean: x_t - alpha mean is the anomaly, equally noisy.
+
+    Args:
+        mean: broadcasts to x; a climatology, for example.
+        denoiser: of anomalies.
+        schedule: the noise schedule.
+    """
+
+    def denoise(x_t, t):
+        return mean + denoiser(x_t - schedule.alpha(expand_like(t, x_t)) * mean, t)
+
+    return denoise
+
+
 def make_denoiser(network: Callable[[Array, Array], Array], schedule: Schedule, prediction: str = "x0") -> Denoiser:
     """Reads a network's output as E[x | x_t].
 
     Args:
         network: `(x_t, t) -> out`; sees t as `(b, frame)` for videos, `(b,)` for vectors.
         schedule: The noise schedule that the network was trained with.
-        prediction: What `out` is: "x0", "v" = alpha z - sigma x (arXiv 2202.00512), or "epsilon" = z.
+        prediction: What `out` is: "x0", "v" = alpha z - sigma x (arXiv 2202.00512), "epsilon" = z, or "preconditioned",
+            x0 less a part of x_t that fades with noise, scaled.
 
     Raises:
         ValueError: An unknown `prediction`.

@@ -6,104 +6,82 @@ With gamma = sigma_t^2 / alpha_t and J = d x0_hat / d x_t, so that gamma J^T is 
     guided x0_hat = x0_hat + gamma J^T A'^T S^-1 (y - A(x0_hat))
 
       DPS     S = Sigma_y, or |y - A(x0_hat)| / scale in the published form
+      SDA     S = Sigma_y + g (sigma_t / alpha_t)^2
+      PiGDM   S = Sigma_y + A' r_t^2 A'^T,  r_t^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2)
+      TMPD    S = Sigma_y + diag(A' gamma J^T A'^T 1)
       MMPS    S = Sigma_y + A' gamma J^T A'^T
 
-A call runs the network once, forward; all products with J^T are backward passes through that one run. Members
-of a batch must not depend on each other. With a time per frame, gamma is per frame, and frames at time 0 are
-known: x0_hat is x_t there, and stays.
+and DiffPIR, which leaves J out, moves x0_hat to the nearest state that y allows. A call runs the network once,
+forward; all products with J^T are backward passes through that one run. Members of a batch must not depend on each
+other. With a time per frame, gamma is per frame, and frames at time 0 are known: x0_hat is x_t there, and stays.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
+from wind_jax.diffusion.likelihood import ObservationLike, effective_variance, misfit
 from wind_jax.diffusion.schedule import Schedule
 from wind_jax.diffusion.solve import SOLVERS
-
-
-@runtime_checkable
-class ObservationLike(Protocol):
-    """What guidance asks of an observation; `tasks.observation.Observation` is one."""
-
-    operator: Callable[[Array], PyTree]  # of one member, in model units
-    y: PyTree
-    variance: PyTree
 
 
 class _Linearised(NamedTuple):
     """An observation seen from x0_hat; every leaf has a leading axis of members."""
 
+    alpha: Array  # these three broadcast to x_t
+    sigma: Array
+    known: Array  # the frames at time 0
+
     residual: PyTree  # y - A(x0_hat)
     variance: PyTree  # Sigma_y, a diagonal, like `residual`
     operator: Callable[[Array], PyTree]  # A'
     adjoint: Callable[[PyTree], Array]  # A'^T
-    covariance: Callable[[Array], Array]  # gamma J^T
 
 
-def misfit(observation: ObservationLike, y_hat: PyTree) -> PyTree:
-    """y - y_hat of one member.
-
-    Raises:
-        ValueError: `y_hat` is not a tree of y's shapes.
-    """
-    y = jax.tree.map(jnp.asarray, observation.y)
-    expected, found = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (y, y_hat))
-    if jax.tree.structure(y) != jax.tree.structure(y_hat) or expected != found:
-        raise ValueError(f"The operator returns values of shapes {found}, but y has {expected}.")
-    return jax.tree.map(lambda y, y_hat: y.astype(y_hat.dtype) - y_hat, y, y_hat)
-
-
-def noise_variance(variance: PyTree, residual: PyTree) -> PyTree:
-    """Variance of the observation's noise, one number for each in y.
-
-    "adaptive" stands for the mean squared residual at hand, leaf by leaf: where the model errs by more than
-    the instrument, the nominal noise would have it chase errors of its own.
-
-    Args:
-        variance: A tree that y's tree extends, of numbers, arrays that broadcast to y's, or "adaptive".
-        residual: y - A(x0_hat) of one member.
-
-    Returns:
-        A pytree like `residual`.
-    """
-
-    def leaf(variance, residual):
-        if isinstance(variance, str):
-            variance = jnp.maximum(jnp.mean(residual**2), jnp.finfo(residual.dtype).tiny)
-        return jnp.broadcast_to(jnp.asarray(variance, residual.dtype), residual.shape)
-
-    return jax.tree.map(leaf, jax.tree.broadcast(variance, residual), residual)
+def _linearise(
+    observation: ObservationLike, schedule: Schedule, x0_hat: Array, x_t: Array, t: Array
+) -> tuple[Array, _Linearised]:
+    """x0_hat with known frames as they are, and the observation there."""
+    t_x = expand_like(t, x_t)
+    known = jnp.broadcast_to(t_x == 0, (x_t.shape[0], *t_x.shape[1:]))
+    x0_hat = jnp.where(known, x_t, x0_hat)
+    y_hat, push = jax.linearize(jax.vmap(observation.operator), x0_hat)
+    transpose = jax.linear_transpose(push, x0_hat)
+    residual = jax.vmap(lambda y_hat: misfit(observation, y_hat))(y_hat)
+    return x0_hat, _Linearised(
+        alpha=schedule.alpha(t_x),
+        sigma=schedule.sigma(t_x),
+        known=known,
+        residual=residual,
+        variance=jax.vmap(lambda r: effective_variance(observation, r))(residual),
+        operator=push,
+        adjoint=lambda w: transpose(w)[0],
+    )
 
 
 def _guided(
     denoiser: Denoiser,
     observation: ObservationLike,
     schedule: Schedule,
-    weigh: Callable[[_Linearised], PyTree],
+    weigh: Callable[[_Linearised, Callable[[Array], Array]], PyTree],
 ) -> Denoiser:
-    """The denoiser with gamma J^T A'^T w added, where w = weigh(...) is a method's S^-1 (y - A(x0_hat))."""
+    """The denoiser with gamma J^T A'^T w added, where w = weigh(at, covariance) is a method's S^-1 (y - A(x0_hat))."""
 
     def guided(x_t, t):
-        t_x = expand_like(t, x_t)
-        known = t_x == 0
-        gamma = jnp.where(known, 0, schedule.sigma(t_x) ** 2 / schedule.alpha(t_x))
-        x0_hat, pullback = jax.vjp(lambda x_t: jnp.where(known, x_t, denoiser(x_t, t)), x_t)
-        y_hat, push = jax.linearize(jax.vmap(observation.operator), x0_hat)
-        transpose = jax.linear_transpose(push, x0_hat)
-        residual = jax.vmap(lambda y_hat: misfit(observation, y_hat))(y_hat)
-        at = _Linearised(
-            residual=residual,
-            variance=jax.vmap(lambda r: noise_variance(observation.variance, r))(residual),
-            operator=push,
-            adjoint=lambda w: transpose(w)[0],
-            covariance=lambda v: gamma * pullback(v)[0],
-        )
-        return x0_hat + at.covariance(at.adjoint(weigh(at)))
+        x0_hat, pullback = jax.vjp(lambda x_t: denoiser(x_t, t), x_t)
+        x0_hat, at = _linearise(observation, schedule, x0_hat, x_t, t)
+        gamma = jnp.where(at.known, 0, at.sigma**2 / at.alpha)
+
+        def covariance(v):  # gamma J^T; known frames neither move nor carry anything
+            return gamma * pullback(jnp.where(at.known, 0, v))[0]
+
+        return x0_hat + covariance(at.adjoint(weigh(at, covariance)))
 
     return guided
 
@@ -119,13 +97,80 @@ def dps(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, sc
             that of -scale |y - A(x0_hat)| over all of y, and the variance plays no part.
     """
 
-    def weigh(at):
+    def weigh(at, covariance):
         if scale is None:
             return jax.tree.map(jnp.divide, at.residual, at.variance)
         squares = jax.tree.map(lambda r: (r**2).reshape(r.shape[0], -1).sum(1), at.residual)
         norm = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
         factor = scale / jnp.where(norm > 0, norm, 1)
         return jax.tree.map(lambda r: expand_like(factor, r) * r, at.residual)
+
+    return _guided(denoiser, observation, schedule, weigh)
+
+
+def sda(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, gamma: float = 1e-2) -> Denoiser:
+    """Score-based data assimilation (arXiv 2306.10574, eq. 15): the covariance of x0_hat is gamma (sigma / alpha)^2.
+
+    Args:
+        denoiser: The prior's.
+        observation: The task.
+        schedule: Noise schedule.
+        gamma: Of the order of the prior's variance. Where frames have times of their own, y sees the mean of
+            (sigma / alpha)^2 over those that carry noise.
+
+    Raises:
+        ValueError: A negative gamma.
+    """
+    if not gamma >= 0:
+        raise ValueError(f"SDA's gamma must be 0 or more, got {gamma}.")
+
+    def weigh(at, covariance):
+        ratio = jnp.where(at.known, 0, (at.sigma / at.alpha) ** 2).reshape(at.known.shape[0], -1)
+        noisy = (~at.known).reshape(ratio.shape).astype(ratio.dtype)
+        extra = gamma * ratio.sum(1) / jnp.maximum(noisy.sum(1), 1)
+        return jax.tree.map(lambda r, v: r / (v + expand_like(extra, v)), at.residual, at.variance)
+
+    return _guided(denoiser, observation, schedule, weigh)
+
+
+def pgdm(
+    denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, iterations: int = 8, solver: str = "cg"
+) -> Denoiser:
+    """Pseudoinverse guidance (Song et al., ICLR 2023, eq. 7): x given x_t has variance r_t^2 in every direction.
+
+    Args:
+        denoiser: The prior's.
+        observation: The task.
+        schedule: Noise schedule.
+        iterations: Of the solver; a product is with the operator alone, not with the network.
+        solver: "cg" or "gmres".
+
+    Raises:
+        ValueError: An unknown solver, or fewer than one iteration.
+    """
+    solve = _solver("PiGDM", solver, iterations)
+
+    def weigh(at, covariance):
+        spread = jnp.where(at.known, 0, at.sigma**2 / (at.alpha**2 + at.sigma**2))
+        return _solve(at, lambda v: spread * v, solve, whiten=True)
+
+    return _guided(denoiser, observation, schedule, weigh)
+
+
+def tmpd(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule) -> Denoiser:
+    """Tweedie moment projected diffusion (arXiv 2310.06721, eq. 12): the covariance of y by its row sums, a diagonal.
+
+    Row sums that a learned Jacobian makes negative count as zero.
+
+    Args:
+        denoiser: The prior's.
+        observation: The task.
+        schedule: Noise schedule.
+    """
+
+    def weigh(at, covariance):
+        rows = at.operator(covariance(at.adjoint(jax.tree.map(jnp.ones_like, at.residual))))
+        return jax.tree.map(lambda r, v, s: r / (v + jnp.maximum(s, 0)), at.residual, at.variance, rows)
 
     return _guided(denoiser, observation, schedule, weigh)
 
@@ -152,26 +197,68 @@ def mmps(
     Raises:
         ValueError: An unknown solver, or fewer than one iteration.
     """
+    solve = _solver("MMPS", solver, iterations)
+    return _guided(denoiser, observation, schedule, lambda at, covariance: _solve(at, covariance, solve, whiten))
+
+
+def diffpir(
+    denoiser: Denoiser,
+    observation: ObservationLike,
+    schedule: Schedule,
+    strength: float = 10.0,
+    iterations: int = 3,
+    solver: str = "cg",
+) -> Denoiser:
+    """DiffPIR (arXiv 2305.08995, eq. 12): the x nearest to x0_hat that agrees with y, one Gauss-Newton step,
+
+        x0_hat + (A'^T Sigma_y^-1 A' + strength (alpha / sigma)^2)^-1 A'^T Sigma_y^-1 (y - A(x0_hat))
+
+    Args:
+        denoiser: The prior's.
+        observation: The task.
+        schedule: Noise schedule.
+        strength: lambda, the weight of x0_hat.
+        iterations: Of the solver; a product is with the operator alone, not with the network.
+        solver: "cg" or "gmres".
+
+    Raises:
+        ValueError: An unknown solver, fewer than one iteration, or a strength that is not positive.
+    """
+    solve = _solver("DiffPIR", solver, iterations)
+    if not strength > 0:
+        raise ValueError(f"DiffPIR's strength must be positive, got {strength}.")
+
+    def guided(x_t, t):
+        x0_hat, at = _linearise(observation, schedule, denoiser(x_t, t), x_t, t)
+        precision = strength * (at.alpha / at.sigma) ** 2
+        back = lambda w: jnp.where(at.known, 0, at.adjoint(jax.tree.map(jnp.divide, w, at.variance)))
+        return x0_hat + solve(lambda v: back(at.operator(v)) + precision * v, back(at.residual))
+
+    return guided
+
+
+def _solver(method: str, solver: str, iterations: int) -> Callable:
     if solver not in SOLVERS:
         raise ValueError(f"Unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}.")
     if iterations < 1:
-        raise ValueError(f"MMPS needs at least one iteration of its solver, got {iterations}.")
-
-    def weigh(at):
-        unit = jax.tree.map(jnp.sqrt if whiten else jnp.ones_like, at.variance)
-        variance = jax.tree.map(lambda v, u: (v / u) / u, at.variance, unit)
-
-        def matvec(v):
-            signal = at.operator(at.covariance(at.adjoint(jax.tree.map(jnp.divide, v, unit))))
-            return jax.tree.map(lambda n, v, s, u: n * v + s / u, variance, v, signal, unit)
-
-        weights = SOLVERS[solver](matvec, jax.tree.map(jnp.divide, at.residual, unit), iterations)
-        return jax.tree.map(jnp.divide, weights, unit)
-
-    return _guided(denoiser, observation, schedule, weigh)
+        raise ValueError(f"{method} needs at least one iteration of its solver, got {iterations}.")
+    return partial(SOLVERS[solver], iterations=iterations)
 
 
-METHODS = {"dps": dps, "mmps": mmps}
+def _solve(at: _Linearised, covariance: Callable[[Array], Array], solve: Callable, whiten: bool) -> PyTree:
+    """(Sigma_y + A' covariance A'^T)^-1 (y - A(x0_hat)), in units of the noise's standard deviation if `whiten`."""
+    unit = jax.tree.map(jnp.sqrt if whiten else jnp.ones_like, at.variance)
+    variance = jax.tree.map(lambda v, u: (v / u) / u, at.variance, unit)
+
+    def matvec(v):
+        signal = at.operator(covariance(at.adjoint(jax.tree.map(jnp.divide, v, unit))))
+        return jax.tree.map(lambda n, v, s, u: n * v + s / u, variance, v, signal, unit)
+
+    weights = solve(matvec, jax.tree.map(jnp.divide, at.residual, unit))
+    return jax.tree.map(jnp.divide, weights, unit)
+
+
+METHODS = {"dps": dps, "sda": sda, "pgdm": pgdm, "tmpd": tmpd, "mmps": mmps, "diffpir": diffpir}
 
 
 def guide(
@@ -184,7 +271,7 @@ def guide(
         observation: The task.
         schedule: Noise schedule.
         method: A name in `METHODS`.
-        **options: The method's own: `scale` of `dps`; `iterations`, `solver`, `whiten` of `mmps`.
+        **options: The method's own arguments, as `iterations` of `mmps`.
 
     Raises:
         ValueError: An unknown method, or an option that it does not have.

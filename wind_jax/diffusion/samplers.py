@@ -20,12 +20,13 @@ from wind_jax.diffusion.schedule import Schedule
 Step = Callable[[Denoiser, Array, Array, Array, Schedule, Array | None], Array]
 
 
-def _levels(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
+def levels(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
+    """alpha and sigma at times t, to multiply x from the left."""
     t = expand_like(t, x)
     return schedule.alpha(t), schedule.sigma(t)
 
 
-def _normal(keys: Array, shape: Sequence[int], dtype) -> Array:
+def normal(keys: Array, shape: Sequence[int], dtype) -> Array:
     """Standard normal noise `(b, *shape)`, a key for each member; drawn flat, which compiles much faster on CPU."""
     flat = jax.vmap(lambda key: jax.random.normal(key, (math.prod(shape),), dtype))(keys)
     return flat.reshape(keys.shape[0], *shape)
@@ -41,8 +42,8 @@ def ddim(eta: float = 0.0) -> Step:
         raise ValueError(f"DDIM's eta lies in [0, 1], got {eta}.")
 
     def step(denoiser, x_t, t, s, schedule, keys):
-        alpha_t, sigma_t = _levels(schedule, t, x_t)
-        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        alpha_t, sigma_t = levels(schedule, t, x_t)
+        alpha_s, sigma_s = levels(schedule, s, x_t)
         x0_hat = denoiser(x_t, t)
         z_hat = (x_t - alpha_t * x0_hat) / sigma_t
         if eta == 0:
@@ -50,7 +51,7 @@ def ddim(eta: float = 0.0) -> Step:
         if keys is None:
             raise ValueError(f"DDIM with eta={eta} draws noise: give sample() a key for each member.")
         fresh = eta**2 * (1 - (alpha_t * sigma_s / (alpha_s * sigma_t)) ** 2)
-        noise = _normal(keys, x_t.shape[1:], x_t.dtype)
+        noise = normal(keys, x_t.shape[1:], x_t.dtype)
         return alpha_s * x0_hat + sigma_s * (jnp.sqrt(1 - fresh) * z_hat + jnp.sqrt(fresh) * noise)
 
     return step
@@ -60,8 +61,8 @@ def euler() -> Step:
     """Euler's method for the probability-flow ODE; order 1. The same map as DDIM with eta = 0."""
 
     def step(denoiser, x_t, t, s, schedule, keys):
-        alpha_t, sigma_t = _levels(schedule, t, x_t)
-        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        alpha_t, sigma_t = levels(schedule, t, x_t)
+        alpha_s, sigma_s = levels(schedule, s, x_t)
         slope = (x_t - alpha_t * denoiser(x_t, t)) / sigma_t
         return alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope)
 
@@ -72,17 +73,61 @@ def heun() -> Step:
     """Heun's method for the probability-flow ODE (arXiv 2206.00364): order 2, two denoiser calls a step."""
 
     def step(denoiser, x_t, t, s, schedule, keys):
-        alpha_t, sigma_t = _levels(schedule, t, x_t)
-        alpha_s, sigma_s = _levels(schedule, s, x_t)
+        alpha_t, sigma_t = levels(schedule, t, x_t)
+        alpha_s, sigma_s = levels(schedule, s, x_t)
         length = sigma_s / alpha_s - sigma_t / alpha_t
         slope = (x_t - alpha_t * denoiser(x_t, t)) / sigma_t
         x_s = alpha_s * (x_t / alpha_t + length * slope)
-        # Time 0 is for known frames; one that arrives there is still to be denoised and guided.
-        arrival = jnp.where(t > 0, jnp.maximum(s, jnp.finfo(s.dtype).tiny), s)
-        end_slope = (x_s - alpha_s * denoiser(x_s, arrival)) / sigma_s
+        end_slope = (x_s - alpha_s * denoiser(x_s, _arrival(t, s))) / sigma_s
         return alpha_s * (x_t / alpha_t + length * (slope + end_slope) / 2)
 
     return step
+
+
+def ddpm() -> Step:
+    """Ancestral sampling (arXiv 2006.11239, eq. 7), which is DDIM with eta = 1."""
+    return ddim(1.0)
+
+
+def predictor_corrector(predictor: Step, corrections: int = 1, snr: float = 0.1) -> Step:
+    """A step of `predictor`, then Langevin steps at the time reached (arXiv 2011.13456, algorithm 1).
+
+        x <- x + d score(x) + sqrt(2 d) z,    d = snr sigma_s^2
+
+    Each correction is a call of the denoiser; it mends what guidance or long steps got wrong about the spread.
+
+    Args:
+        predictor: Any other step.
+        corrections: Langevin steps after each of the predictor's.
+        snr: Length of a correction relative to the noise's variance, in (0, 1).
+
+    Raises:
+        ValueError: Fewer than one correction, or snr outside (0, 1); in the step, no keys.
+    """
+    if corrections < 1 or not 0 < snr < 1:
+        raise ValueError(f"Expected corrections >= 1 and snr in (0, 1), got {corrections} and {snr}.")
+
+    def step(denoiser, x_t, t, s, schedule, keys):
+        if keys is None:
+            raise ValueError("Langevin corrections draw noise: give sample() a key for each member.")
+        fold = lambda i: jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
+        x_s = predictor(denoiser, x_t, t, s, schedule, fold(0))
+        alpha_s, sigma_s = levels(schedule, s, x_t)
+        arrival = _arrival(t, s)
+
+        def correct(i, x):
+            score = (alpha_s * denoiser(x, arrival) - x) / sigma_s**2
+            length = snr * sigma_s**2
+            return x + length * score + jnp.sqrt(2 * length) * normal(fold(i + 1), x.shape[1:], x.dtype)
+
+        return jax.lax.fori_loop(0, corrections, correct, x_s)
+
+    return step
+
+
+def _arrival(t: Array, s: Array) -> Array:
+    """s, but not 0 for frames that arrive there: time 0 is for known frames, these are still denoised and guided."""
+    return jnp.where(t > 0, jnp.maximum(s, jnp.finfo(s.dtype).tiny), s)
 
 
 def member_keys(key: Key[Array, ""], members: int | Sequence[int] | Int[Array, "b"]) -> Key[Array, "b"]:
@@ -102,8 +147,9 @@ def initial(
     grid0: Float[Array | np.ndarray, "..."],
     schedule: Schedule,
     known: Float[Array | np.ndarray, "..."] | None = None,
+    mean: Float[Array | np.ndarray, "..."] | float = 0.0,
 ) -> Float[Array, "b ..."]:
-    """Draws the start of a chain from N(0, alpha^2 + sigma^2): data in model units has mean 0 and variance 1.
+    """Draws the start of a chain from N(alpha mean, alpha^2 + sigma^2): model units have variance 1 about the mean.
 
     Args:
         keys: From `member_keys`.
@@ -111,6 +157,7 @@ def initial(
         grid0: The time grid's first row, a scalar or `(t,)`.
         schedule: Noise schedule.
         known: Broadcasts to `shape` or `(b, *shape)`; its frames where `grid0` is 0 are taken over exactly.
+        mean: Of the data, broadcasts to `shape`: a climatology, or 0.
 
     Returns:
         `(b, *shape)` float32, or float64 where that is enabled.
@@ -122,10 +169,10 @@ def initial(
     if known is None and not isinstance(grid0, jax.core.Tracer) and (np.asarray(grid0) == 0).any():
         raise ValueError(f"The grid's first row {grid0} has frames at 0, so their values are needed: give known.")
     grid0 = jnp.asarray(grid0, dtype)
-    z = _normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape, dtype)
+    z = normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape, dtype)
     t = jnp.broadcast_to(grid0, (keys.shape[0], *grid0.shape))
-    alpha, sigma = _levels(schedule, t, z)
-    x_init = jnp.sqrt(alpha**2 + sigma**2) * z
+    alpha, sigma = levels(schedule, t, z)
+    x_init = alpha * jnp.asarray(mean, dtype) + jnp.sqrt(alpha**2 + sigma**2) * z
     if known is None:
         return x_init
     known = jnp.asarray(known, dtype)

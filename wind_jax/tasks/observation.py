@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from wind_jax.diffusion.guidance import misfit, noise_variance
+from wind_jax.diffusion.likelihood import gaussian, log_density, misfit
 
 
 class Observation(NamedTuple):
@@ -23,14 +23,19 @@ class Observation(NamedTuple):
         y: The observed values, the same for all members.
         variance: Of the noise: a number, a pytree of numbers or arrays that broadcast to `y`, or "adaptive",
             the mean squared residual at each step of the sampler.
+        log_likelihood: `(residual, variance) -> log density` of each number, or a pytree of such: `gaussian`, or
+            `student_t(4)` for stations with gross errors.
     """
 
     operator: Callable[[Array], PyTree]
     y: PyTree
     variance: PyTree
+    log_likelihood: PyTree = gaussian
 
 
-def observe(operator: Callable[[Array], PyTree], y: PyTree, variance: PyTree, statistics) -> Observation:
+def observe(
+    operator: Callable[[Array], PyTree], y: PyTree, variance: PyTree, statistics, log_likelihood: PyTree = gaussian
+) -> Observation:
     """An observation whose operator sees physical units.
 
     Args:
@@ -38,55 +43,76 @@ def observe(operator: Callable[[Array], PyTree], y: PyTree, variance: PyTree, st
         y: Values in the operator's units.
         variance: As in `Observation`, in those units squared.
         statistics: The data's `Statistics`, which denormalise.
+        log_likelihood: As in `Observation`.
 
     Raises:
         ValueError: y that is not finite, a variance that is not positive, or trees that do not fit.
     """
     _check_values(y, variance)
-    return Observation(lambda x: operator(statistics.denormalize(x)), y, variance)
+    return Observation(lambda x: operator(statistics.denormalize(x)), y, variance, log_likelihood)
 
 
 def compose(*observations: Observation) -> Observation:
-    """All of the observations at once, their noises independent; y and variance become tuples.
+    """All of the observations at once, their noises independent; y, variance and log likelihood become tuples.
 
     Raises:
         ValueError: No observations.
     """
     if not observations:
         raise ValueError("compose() needs at least one observation, got none.")
-    operators, y, variance = zip(*observations)
-    return Observation(lambda x: tuple(operator(x) for operator in operators), y, variance)
+    operators, *rest = zip(*observations)
+    return Observation(lambda x: tuple(operator(x) for operator in operators), *rest)
 
 
-def likelihood_grad(observation: Observation) -> Callable[[Array], Array]:
-    """The gradient of log N(y; A(x0_hat), variance) by x0_hat of one member, A'^T Sigma_y^-1 (y - A(x0_hat)).
+def likelihood_grad(observation: Observation) -> Callable[..., Array]:
+    """The function `(x0_hat, y=observation.y)`: the gradient of log p(y | x0_hat) by x0_hat of one member.
 
-    An adaptive variance is held fixed in it.
+    For Gaussian noise it is A'^T Sigma_y^-1 (y - A(x0_hat)). An adaptive variance is held fixed in it.
     """
 
-    def log_likelihood(x0_hat):
-        residual = misfit(observation, observation.operator(x0_hat))
-        variance = jax.lax.stop_gradient(noise_variance(observation.variance, residual))
-        terms = jax.tree.map(lambda r, v: -0.5 * jnp.sum(r**2 / v), residual, variance)
-        return jax.tree.reduce(jnp.add, terms)
+    def log_likelihood(x0_hat, y=observation.y):
+        told = observation._replace(y=y)
+        return log_density(told, misfit(told, observation.operator(x0_hat)))
 
     return jax.grad(log_likelihood)
 
 
-def check(observation: Observation, shape: Sequence[int]) -> None:
-    """Checks an observation before long work; the operator is traced, not run.
+def check(observation: Observation, shape: Sequence[int], x: Array | np.ndarray | None = None) -> None:
+    """Checks an observation before long work: the operator and its gradient are run once.
 
     Args:
         observation: To be checked.
         shape: Of one member, `(t, h, w, c)`.
+        x: A plausible state in model units, where the operator must be finite; zeros if it is left out.
 
     Raises:
         ValueError: y that is not finite, a variance that is not positive, an operator whose result is not
-            like y.
+            like y, not finite, or not differentiable.
     """
     _check_values(observation.y, observation.variance)
-    x = jax.ShapeDtypeStruct(tuple(shape), jnp.asarray(0.0).dtype)
-    jax.eval_shape(lambda x: misfit(observation, observation.operator(x)), x)
+    x = jnp.zeros(tuple(shape)) if x is None else jnp.asarray(x, jnp.asarray(0.0).dtype)
+    try:
+        y_hat, pullback = jax.vjp(observation.operator, x)
+        misfit(observation, y_hat)
+        gradient = pullback(jax.tree.map(jnp.ones_like, y_hat))[0]
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, TypeError) as error:
+        raise ValueError(
+            "The observation's operator cannot be differentiated: write it in jax.numpy, without converting to numpy, "
+            f"to integers or to Python numbers ({str(error).splitlines()[0]})."
+        ) from error
+    for path, value in jax.tree.leaves_with_path(y_hat):
+        if not jnp.isfinite(value).all():
+            raise ValueError(
+                f"The operator's result{jax.tree_util.keystr(path)} is not finite for a plausible state: "
+                f"{int((~jnp.isfinite(value)).sum())} of {value.size} values."
+            )
+    if not jnp.isfinite(gradient).all():
+        raise ValueError(
+            "The gradient of the observation's operator is not finite for a plausible state, though its values are: "
+            "a square root or a norm at 0, or a where() that hides a division by 0?"
+        )
+    if not (gradient != 0).any():
+        raise ValueError("The observation's operator does not depend on the state: its gradient is 0 everywhere.")
 
 
 def _check_values(y: PyTree, variance: PyTree) -> None:

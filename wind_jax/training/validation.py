@@ -40,7 +40,7 @@ def make_validation(
 
     def fixed_noise_losses(params, batch, key) -> dict[str, jax.Array]:
         x = batch["x"]
-        denoise = dataclasses.replace(prior, params=params).denoiser(batch["forcings"])
+        denoise = dataclasses.replace(prior, params=params).denoiser(batch["inputs"])
         z = jax.random.normal(key, x.shape, x.dtype)
 
         def loss(t):
@@ -55,16 +55,16 @@ def make_validation(
         area = area_weights(prior.grid)
         mean = lambda error: cell_mean(jnp.moveaxis(error, -1, 1), area)  # (t, h, w, c) -> (t, c)
 
-        def one(x, forcings, key):
-            denoise = dataclasses.replace(prior, params=params).denoiser(forcings)
-            x_1 = initial(member_keys(key, members), x.shape, grid[0], schedule, known=x)
+        def one(x, inputs, key):
+            denoise = dataclasses.replace(prior, params=params).denoiser(inputs)
+            x_1 = initial(member_keys(key, members), x.shape, grid[0], schedule, known=x, mean=prior.mean(inputs))
             ensemble = sample(denoise, x_1, grid, schedule, ddim())
             error = pointwise_crps(ensemble[:, context:], x[context:])
             persistence = jnp.abs(x[context:] - x[context - 1 : context])
             return mean(error), mean(persistence)
 
         keys = jax.random.split(key, batch["x"].shape[0])
-        error, persistence = jax.lax.map(lambda args: one(*args), (batch["x"], batch["forcings"], keys))
+        error, persistence = jax.lax.map(lambda args: one(*args), (batch["x"], batch["inputs"], keys))
         return jnp.mean(jnp.mean(error, axis=0) / jnp.mean(persistence, axis=0))
 
     @jax.jit
