@@ -252,7 +252,7 @@ def test_a_network_from_its_file(inputs, tmp_path):
     ],
 )
 def test_bad_input_is_named_before_anything_is_drawn(inputs, tmp_path, monkeypatch, overrides, named):
-    monkeypatch.setattr(infer, "reconstruct", lambda *_: pytest.fail("sampling began"))
+    monkeypatch.setattr(infer, "rollout", lambda *_: pytest.fail("sampling began"))
     with pytest.raises(ValueError, match=named):
         infer.infer(load(inputs, "sparse_obs", tmp_path / "run", **overrides))
     assert not (tmp_path / "run").exists()
@@ -271,7 +271,7 @@ def test_archive_that_does_not_fit(inputs, tmp_path):
 
 
 def test_a_diverged_chain_is_an_error_and_leaves_nothing(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(infer, "reconstruct", lambda *_: np.full((MEMBERS, 3, 8, 16, len(CHANNELS)), np.nan))
+    monkeypatch.setattr(infer, "rollout", lambda *_: iter([np.full((MEMBERS, 3, 8, 16, len(CHANNELS)), np.nan)]))
     with pytest.raises(ValueError, match="diverged in case 0"):
         infer.infer(load(inputs, "sparse_obs", tmp_path / "run"))
     assert not list((tmp_path / "run").iterdir())

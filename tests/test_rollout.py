@@ -104,7 +104,7 @@ def test_windows_are_streamed():
         ((1, 4, 8, 1), 6, "6 frames"),
         ((4, 4, 8, 1), 8, "got 4"),
         ((1, 4, 9, 1), 7, r"\(4, 9, 1\)"),
-        ((1, 4, 8, 1), 1, "lead"),
+        ((1, 4, 8, 1), 1, "at least one window"),
     ],
 )
 def test_bad_input(known, frames, named):

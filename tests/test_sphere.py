@@ -11,6 +11,8 @@ from wind_jax.sphere import (
     area_weights,
     bilinear,
     cell_area,
+    coarsen,
+    coarsening,
     interpolate,
     zonal_spectrum,
 )
@@ -155,6 +157,105 @@ def test_interpolate_is_the_same_in_jax_and_differentiable():
     np.testing.assert_allclose(values, interpolate(field, indices, weights), rtol=1e-5, atol=1e-6)
     gradient = jax.grad(lambda x: interpolate(x, indices, weights).sum())(jnp.asarray(field))
     assert gradient.sum() == pytest.approx(2 * 2 * 3, rel=1e-5)
+
+
+TARGETS = pytest.mark.parametrize(
+    ("grid", "target", "shape"),
+    [
+        (equiangular(), 4, (31, 60)),
+        (equiangular(), 8, (16, 30)),
+        (staggered(), 3, (12, 24)),
+        (gaussian(), 4, (8, 16)),
+        (equiangular(), gaussian(), (32, 64)),
+        (equiangular(), Grid(np.linspace(-87, 87, 19), 3.7 + np.arange(0, 360, 10.0)), (19, 36)),
+        (gaussian(), equiangular(7, 7), (7, 7)),
+        (gaussian(), gaussian(), (32, 64)),
+    ],
+    ids=["poles/4", "poles/8", "cells/3", "gauss/4", "to gauss", "offset", "odd", "itself"],
+)
+
+
+@TARGETS
+def test_coarsening_keeps_constants_and_the_area_mean(grid, target, shape):
+    by = coarsening(grid, target)
+    assert by.grid.shape == shape
+    assert by.rows.min() >= 0
+    assert by.columns.min() >= 0
+    field = np.random.default_rng(0).normal(size=(2, *grid.shape, 3))
+    coarse = coarsen(field, by)
+    assert coarse.shape == (2, *shape, 3)
+    np.testing.assert_allclose(area_mean(coarse, by.grid, (-3, -2)), area_mean(field, grid, (-3, -2)), atol=1e-14)
+    np.testing.assert_allclose(coarsen(np.full((*grid.shape, 1), 5e4), by), 5e4, rtol=1e-13)
+
+
+@TARGETS
+def test_coarse_cells_lie_where_they_say(grid, target, shape):
+    """The mean of a smooth field over a cell is near its value in the middle of the cell."""
+
+    def smooth(grid):
+        phi, lam = np.deg2rad(np.meshgrid(grid.latitude.astype(float), grid.longitude.astype(float), indexing="ij"))
+        return (np.sin(phi) + np.cos(phi) * np.cos(lam - 1))[..., None]
+
+    by = coarsening(grid, target)
+    gap, fine_gap = (np.deg2rad(max(360 / g.shape[1], *np.diff(g.latitude))) for g in (by.grid, grid))
+    middle = np.abs(by.grid.latitude) < 60  # towards the poles a row's mean lies nearer to the equator than itself
+    error = np.abs(coarsen(smooth(grid), by) - smooth(by.grid))[middle].max()
+    assert error < 0.25 * gap**2 + 0.25 * fine_gap**2 / gap + 1e-6
+
+
+def test_coarsening_by_a_factor_is_the_mean_of_groups():
+    grid = staggered()
+    field = np.random.default_rng(0).normal(size=(*grid.shape, 1))
+    area = np.broadcast_to(cell_area(grid)[:, None, None], field.shape)
+    groups = [(a * 1.0).reshape(12, 3, 24, 3, 1).sum((1, 3)) for a in (field * area, area)]
+    np.testing.assert_allclose(coarsen(field, coarsening(grid, 3)), groups[0] / groups[1], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(coarsening(grid, 3).grid.latitude[:2], [-82.5, -67.5])
+
+
+def test_coarsening_with_poles_keeps_them_and_shares_the_rows_on_an_edge():
+    by = coarsening(equiangular(), 4)
+    np.testing.assert_array_equal(by.grid.latitude, np.linspace(-90, 90, 31, dtype=np.float32))
+    assert (by.rows[0] > 0).sum() == 3
+    assert (by.rows[15] > 0).sum() == 5
+    np.testing.assert_allclose(by.rows[15, 58:63], [0.125, 0.25, 0.25, 0.25, 0.125], rtol=1e-2)
+
+
+def test_coarsening_turns_with_the_globe():
+    grid, target = equiangular(13, 24), Grid(np.linspace(-75, 75, 6), 4.0 + np.arange(0, 360, 30.0))
+    field = np.random.default_rng(0).normal(size=(13, 24, 1))
+    by = coarsening(grid, target)
+    np.testing.assert_allclose(coarsen(np.roll(field, 4, 1), by), np.roll(coarsen(field, by), 2, 1), atol=1e-6)
+
+
+def test_coarsen_is_the_same_in_jax():
+    grid = gaussian(6, 12)
+    field = np.random.default_rng(0).normal(size=(2, 6, 12, 3)).astype(np.float32)
+    by = coarsening(grid, 2)
+    coarse = jax.jit(lambda x: coarsen(x, by))(field)
+    assert coarse.dtype == coarsen(field, by).dtype == np.float32
+    np.testing.assert_allclose(coarse, coarsen(field, by), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("grid", "target", "message"),
+    [
+        (equiangular(), 7, "by 7; factors that work are 2, 3, 4, 5, 6, 8,"),
+        (equiangular(), 11, "121 rows with poles and 240 columns"),
+        (gaussian(), 3, "factors that work are 2, 4, 8, 16, or"),
+        (gaussian(), 1, "by 1"),
+        (gaussian(), 0, "by 0"),
+        (equiangular(5, 7), 2, "work are none"),
+        (gaussian(), equiangular(7, 65), r"no more rows and columns .*\(32, 64\); got one of \(7, 65\)"),
+    ],
+)
+def test_coarsening_rejects(grid, target, message):
+    with pytest.raises(ValueError, match=message):
+        coarsening(grid, target)
+
+
+def test_coarsen_rejects_another_grid():
+    with pytest.raises(ValueError, match=r"\(8, 12, 1\)"):
+        coarsen(np.zeros((8, 12, 1)), coarsening(gaussian(6, 12), 2))
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,19 @@
-"""Draw a posterior ensemble with a frozen prior: prior -> data -> task -> members -> scores -> figures.
+"""Draw a posterior ensemble with a frozen prior: prior -> problem -> members -> scores -> figures.
 
     python -m wind_jax.infer --config experiments/sparse_obs.py [--config.members=16]
 
 When the run is complete its workdir holds:
 
-    config.json  posterior.zarr  truth.zarr  observations.zarr (sparse_obs)  scores.json  figures/*.png
+    config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
+
+Members are written window by window. A run that is stopped goes on where it was when the same command is given again.
 """
 
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,41 +25,30 @@ from rich.console import Console
 from wind_jax import config as configuration
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
-from wind_jax.data.store import TIME_STEP, Store, open_store
-from wind_jax.data.windows import window_starts
-from wind_jax.diffusion.denoiser import Denoiser
-from wind_jax.diffusion.guidance import guide
-from wind_jax.diffusion.samplers import initial, member_keys, sample
-from wind_jax.diffusion.schedule import Schedule, time_grid
+from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
-from wind_jax.evaluation.baselines import interpolation, persistence
 from wind_jax.prior import Prior, load_prior
+from wind_jax.problems import Problem, Setting, make_problem
 from wind_jax.progress import Progress
-from wind_jax.results import ForecastFile, results
-from wind_jax.rollout import Chain, make_chain, rollout
+from wind_jax.results import ForecastFile, Position, results
+from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
-from wind_jax.tasks import sparse_obs
-from wind_jax.tasks.forecast import lead_hours, lead_times, window_count
-from wind_jax.tasks.observation import Observation, check
-
-TASKS = ("sparse_obs", "forecast")
+from wind_jax.tasks.forecast import lead_hours
+from wind_jax.tasks.observation import check
 
 
 def infer(c: ConfigDict) -> None:
     """Run the experiment that config `c` describes.
 
     Args:
-        c: as of `experiments/sparse_obs.py` or `experiments/forecast.py`.
+        c: as of the files in `experiments/` that have a task.
 
     Raises:
         ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn; or a chain
             that diverged.
     """
     say = (Console() if sys.stdout.isatty() else Console(width=120)).print  # a log keeps whole tables
-    if c.task.name not in TASKS:
-        raise ValueError(f"Unknown task {c.task.name!r}: expected one of {', '.join(TASKS)}.")
-    forecast = c.task.name == "forecast"
 
     # -------------------------------------------------------------------------------------------------- prior and data
     prior = load_prior(resolve(c.prior, "prior.npz"))
@@ -72,147 +61,132 @@ def infer(c: ConfigDict) -> None:
                 f"The grid {grid.shape} of the {what} is not the prior's {prior.grid.shape}, cell by cell."
             )
     static = static_forcings(store, c.data.missing_static)
+    ground = store.static("geopotential_at_surface") if store.has("geopotential_at_surface") else None
 
-    # ------------------------------------------------------------------------------------------------------------ task
-    context = c.task.context if forecast else 0  # frames at the start of a window that are known
-    windows = window_count(c.task.leads, prior.frames, context) if forecast else 1
-    leads = lead_times(c.task.leads) if forecast else TIME_STEP * np.arange(prior.frames)
-    new = prior.frames - context  # frames that each window adds
-    starts = case_starts(store, context + len(leads), c.data.period, c.cases)
-    begins = store.times[starts + max(context - 1, 0)]  # time of lead 0
-    truth = [store.read(int(start), context + len(leads)) for start in starts]
-    keys = [jax.random.fold_in(jax.random.key(c.seed), case) for case in range(c.cases)]
+    # --------------------------------------------------------------------------------------------------------- problem
+    keys = jax.random.split(jax.random.key(c.seed))  # of the observations, of the members
+    variance = c.guidance.variance if "guidance" in c else "nominal"
+    setting = Setting(prior, store, ground, c.cases, c.data.period, keys[0], variance)
+    problem = make_problem(setting, **c.task.to_dict())
+    leads, total = problem.leads, problem.overlap + problem.windows * (prior.frames - problem.overlap)
+    begins = store.times[problem.starts + max(problem.context - 1, 0)]  # time of lead 0
     chain = make_chain(**c.sampler.to_dict())
     batches = member_batches(c.members, c.member_batch or members_at_once(prior))
-    if not forecast:
-        guidance = make_guidance(c.guidance)
-        error = sparse_obs.errors(c.task.error, statistics)
-        observed = []
-        for key, x in zip(keys, truth, strict=True):
-            place, noise = jax.random.split(jax.random.fold_in(key, 0))
-            cells = sparse_obs.draw_cells(place, prior.shape, channels, c.task.fraction, c.task.variables)
-            observed.append((cells, sparse_obs.measure(statistics.normalize(x), cells, error, noise)))
-        observation = sparse_obs.sparse_observation(*observed[0], error, guidance.variance)
-        check(observation, prior.shape)
-        guided(lambda x_t, t: x_t, observation, prior.schedule, guidance)  # refuses an unknown method or option here
-
-    def draw(case: int, members: range) -> Iterator[jax.Array]:
-        """New frames of some members, window by window, in model units."""
-        times = store.times[starts[case]] + TIME_STEP * np.arange(context + windows * new)
-        inputs, key = prior.inputs(static, times), jax.random.fold_in(keys[case], 1)
-        if forecast:
-            known = statistics.normalize(truth[case][:context])
-            yield from rollout(prior, known, inputs, members, key, chain)
-        else:
-            yield reconstruct(prior, inputs, *observed[case], error, member_keys(key, members), chain, guidance)
+    guide = make_guide(c.guidance, problem) if problem.observe else None
+    if guide:
+        check_guide(guide)
+        typical = jnp.broadcast_to(prior.mean(jnp.asarray(prior.inputs(static, begins[:1]))), prior.shape)
+        for window in range(min(problem.windows, 2)):
+            check(problem.observe(problem.told(0, window)), prior.shape, typical)
 
     with results(c.workdir, c.task.name, configuration.to_json(c)) as folder:
         # ------------------------------------------------------------------------------------- truth and observations
-        file = partial(ForecastFile, channels=channels, grid=prior.grid, starts=begins, leads=leads, chunk=new)
-        truth_file, posterior_file = file(folder / "truth.zarr"), file(folder / "posterior.zarr", members=c.members)
-        observations_file = None if forecast else file(folder / "observations.zarr")
-        for case in range(c.cases):
-            truth_file.write(case, slice(None), truth[case][context:])
-            if not forecast:
-                values = statistics.denormalize(sparse_obs.dense(*observed[case], prior.shape))
-                observations_file.write(case, slice(None), values)
+        file = partial(ForecastFile, channels=channels, starts=begins, chunk=prior.frames - problem.overlap)
+        truth = file(folder / "truth.zarr", grid=prior.grid, leads=leads)
+        posterior = file(folder / "posterior.zarr", grid=prior.grid, leads=leads, members=c.members)
+        seen = problem.seen and file(folder / "observations.zarr", grid=problem.seen.grid, leads=problem.seen.leads)
+        position = Position(folder)
+        if position.fresh:
+            for case in range(c.cases):
+                for lead in blocks(len(leads), truth.chunk):
+                    first = int(problem.starts[case]) + problem.context + lead.start
+                    truth.write(case, lead, store.read(first, lead.stop - lead.start))
+                if seen:
+                    seen.write(case, slice(None), problem.seen.values(case))
 
         # ---------------------------------------------------------------------------------------------------- members
         say(
             f"{c.task.name}: {c.cases} cases x {c.members} members, {len(batches[0])} at a time, "
             f"on {jax.devices()[0].device_kind}"
         )
-        with Progress("sampling", c.cases * len(batches) * windows, unit="window", log_every=30.0) as bar:
-            for case in range(c.cases):
+        with Progress("sampling", c.cases * len(batches) * problem.windows, unit="window", log_every=30.0) as bar:
+            for case, start in enumerate(problem.starts):
+                inputs = prior.inputs(static, store.times[start] + TIME_STEP * np.arange(total))
                 for batch in batches:
-                    for window, frames in enumerate(draw(case, batch)):
-                        lead = slice(window * new, min((window + 1) * new, len(leads)))
-                        wanted = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
-                        x = np.asarray(frames)[: wanted.stop - wanted.start, : lead.stop - lead.start]
+                    first, known = position.find(case, batch.start)
+                    bar.update(min(first, problem.windows))
+                    if first == 0 and problem.context:
+                        known = statistics.normalize(store.read(int(start), problem.context))
+                    told = (problem.told(case, window) for window in range(first, problem.windows))
+                    drawn = rollout(
+                        prior, known, inputs, batch, jax.random.fold_in(keys[1], case), chain, problem.overlap, guide,
+                        told, first,
+                    )  # fmt: skip
+                    for window, frames in enumerate(drawn, first):
+                        x = np.asarray(frames)
+                        lead = new_leads(problem, prior.frames, window)
                         if not np.isfinite(x).all():
-                            raise ValueError(
-                                f"The chain diverged in case {case}, window {window}: values are not finite. Lower "
-                                "config.sampler.start, or raise config.sampler.steps or config.task.error."
-                            )
-                        posterior_file.write(case, lead, statistics.denormalize(x), members=wanted)
+                            raise ValueError(diverged(case, window, guide, problem, known))
+                        members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
+                        fields = statistics.denormalize(x[: members.stop - members.start, : lead.stop - lead.start])
+                        posterior.write(case, lead, fields, members=members)
+                        known = last_frames(known, x, problem.overlap)
+                        position.mark(case, batch.start, window + 1, known)
                         bar.update()
+        position.remove()
 
         # ----------------------------------------------------------------------------------------------------- scores
-        found = score(posterior_file, truth_file, observations_file, fitted, truth, context)
+        found = score(posterior, truth, problem, fitted)
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
 
         # ---------------------------------------------------------------------------------------------------- figures
         if c.figures:
-            os.mkdir(folder / "figures")
+            os.makedirs(folder / "figures", exist_ok=True)
             land = xarray.DataArray(
                 static[..., FORCING_NAMES.index("land_sea_mask")],
                 {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
                 ("latitude", "longitude"),
             )
-            draw_figures = figures.forecast if forecast else figures.reconstruction
-            for name, figure in draw_figures(folder, found, land).items():
+            draw_figures = figures.forecast if problem.seen is None else figures.reconstruction
+            for name, figure in draw_figures(folder, found, land, c.task.name).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
 
     # ----------------------------------------------------------------------------------------------------------- table
-    shown = [hours for hours in (24, 48, 72, 120) if hours in lead_hours(leads)] if forecast else [None]
+    shown = [None] if problem.seen else [h for h in (24, 48, 72, 120) if h in lead_hours(leads)]
     for hours in shown or [lead_hours(leads)[-1]]:
-        table, line = scores.table(found, hours, figures.HEADLINE if forecast else None)
+        table, line = scores.table(found, hours, None if problem.seen else figures.HEADLINE)
         say(table)
         say(line)
     say(f"results are in {c.workdir}")
 
 
 # ------------------------------------------------------------------------------------------------------------- sampling
-class Guidance(NamedTuple):
-    """How the denoiser is guided; hashable, for the compiled sampler."""
-
-    method: str
-    variance: str
-    options: tuple[tuple[str, object], ...]
+def make_guide(c: ConfigDict, problem: Problem) -> Guide:
+    """The guidance that `config.guidance` describes: a method and its own options."""
+    options = c[c.method].items() if c.method in c else ()
+    return Guide(problem.observe, c.method, tuple(options))
 
 
-def make_guidance(c: ConfigDict) -> Guidance:
-    """The guidance that `config.guidance` describes: a method, its own options, and whose variance it trusts."""
-    if c.method not in c:
-        raise ValueError(f"config.guidance has no options for the method {c.method!r}; it has {', '.join(c)}.")
-    return Guidance(c.method, c.variance, tuple(c[c.method].items()))
+def new_leads(problem: Problem, frames: int, window: int) -> slice:
+    """Positions among the leads of what a window adds; the last window may draw more than is asked for."""
+    new = frames - problem.overlap
+    first = window * new + (problem.overlap if window and not problem.context else 0)
+    size = new if window or problem.context else frames
+    return slice(first, min(first + size, len(problem.leads)))
 
 
-def guided(denoiser: Denoiser, observation: Observation, schedule: Schedule, guidance: Guidance) -> Denoiser:
-    """`guide` by a `Guidance`."""
-    return guide(denoiser, observation, schedule, guidance.method, **dict(guidance.options))
+def last_frames(known: np.ndarray | None, drawn: np.ndarray, overlap: int) -> np.ndarray:
+    """The frames (b, overlap, h, w, c) that the next window begins with."""
+    if known is not None and drawn.shape[1] < overlap:
+        known = np.broadcast_to(known, (len(drawn), *known.shape[-4:]))
+        drawn = np.concatenate([known, drawn], axis=1)
+    return drawn[:, drawn.shape[1] - overlap :]
 
 
-@partial(jax.jit, static_argnames=("chain", "guidance"))
-def reconstruct(
-    prior: Prior,
-    inputs: jax.Array,
-    cells: sparse_obs.Cells,
-    y: sparse_obs.Values,
-    error: jax.Array,
-    keys: jax.Array,
-    chain: Chain,
-    guidance: Guidance,
-) -> jax.Array:
-    """Posterior members (b, t, h, w, c) of one window given observed cells; observations are arguments, so every case
-    and batch of members runs the one compiled sampler."""
-    observation = sparse_obs.sparse_observation(cells, y, error, guidance.variance)
-    denoiser = guided(prior.denoiser(inputs), observation, prior.schedule, guidance)
-    grid = time_grid(chain.steps, start=chain.start)
-    x_init = initial(keys, prior.shape, grid[0], prior.schedule, mean=prior.mean(inputs))
-    return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys)
-
-
-def case_starts(store: Store, frames: int, period: Sequence[str], cases: int) -> np.ndarray:
-    """Positions (cases,) of the first frames of windows spread evenly over the period.
-
-    Raises:
-        ValueError: more cases than windows, or none.
-    """
-    possible = window_starts(store.times, frames, tuple(period) or None)
-    if not 1 <= cases <= possible.size:
-        raise ValueError(f"config.cases is {cases}; {store.path} has 1 to {possible.size} windows of {frames} frames.")
-    return possible[np.linspace(0, possible.size - 1, cases).round().astype(int)]
+def diverged(case: int, window: int, guide: Guide | None, problem: Problem, known: np.ndarray | None) -> str:
+    """What to say of a chain whose values are not finite."""
+    if known is not None and not np.isfinite(known).all():
+        why = "its known frames are not finite"
+    elif guide is None:
+        why = "the prior alone, without guidance, diverged: lower config.sampler.start, or raise config.sampler.steps"
+    else:
+        data = jax.tree.leaves_with_path(problem.observe(problem.told(case, window)).y)
+        named = ", ".join(dict.fromkeys(jax.tree_util.keystr(path) or "y" for path, _ in data))
+        why = (
+            f"guidance by {guide.method} on the observations {named} drove it. Lower config.sampler.start, raise "
+            'config.sampler.steps or the error in config.task, or try config.guidance.variance="adaptive"'
+        )
+    return f"The chain diverged in case {case}, window {window}: {why}. What is finished is kept."
 
 
 def member_batches(members: int, at_once: int) -> list[range]:
@@ -247,47 +221,39 @@ def members_at_once(prior: Prior) -> int:
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring
-def score(
-    posterior: ForecastFile,
-    truth: ForecastFile,
-    observations: ForecastFile | None,
-    fitted: Climatology,
-    states: Sequence[np.ndarray],
-    context: int,
-) -> list[scores.Record]:
+def blocks(frames: int, size: int) -> list[slice]:
+    """The leads in parts of one chunk: what is in memory at once."""
+    return [slice(i, min(i + size, frames)) for i in range(0, frames, size)]
+
+
+def score(posterior: ForecastFile, truth: ForecastFile, problem: Problem, fitted: Climatology) -> list[scores.Record]:
     """Records of the posterior and of what a user would try first, from the files of a run.
 
-    With observations, over the cells without any, pooled over frames; else by lead time.
+    Forecasts are scored by lead time; what observations reach, pooled over frames, and over the cells without any
+    where single cells are observed.
 
     Args:
         posterior: members.
         truth: the same frames.
-        observations: NaN where there are none; None for a forecast.
+        problem: what was solved.
         fitted: the climatology.
-        states: of each case the true frames, `context` known ones first.
-        context: number of known frames.
     """
-    weights = area_weights(truth.grid).astype(np.float32)
+    weights, seen = area_weights(truth.grid).astype(np.float32), problem.seen
     cases: dict[str, list[scores.Moments]] = {}
     for case, begin in enumerate(truth.starts):
-        blocks: dict[str, list[scores.Moments]] = {}
-        for first in range(0, len(truth.leads), truth.chunk):
-            lead = slice(first, first + truth.chunk)
+        parts: dict[str, list[scores.Moments]] = {}
+        for lead in blocks(len(truth.leads), truth.chunk):
             y, normal = truth.read(case, lead), fitted.at(begin + truth.leads[lead])
-            forecasts = {"posterior": posterior.read(case, lead), "climatology": normal[None]}
-            unobserved, reference = None, normal
-            if observations is None:
-                forecasts["persistence"] = persistence(states[case][context - 1], len(y))[None]
-            else:
-                seen = observations.read(case, lead)
-                unobserved, reference = np.isnan(seen), None
-                forecasts["interpolation"] = interpolation(seen, truth.grid)[None]
+            others = {"climatology": normal} | dict(problem.baseline(case, lead))
+            forecasts = {"posterior": posterior.read(case, lead)} | {k: x[None] for k, x in others.items()}
+            unobserved = np.isnan(seen.values(case)[lead]) if seen and seen.masked else None
             for method, x in forecasts.items():
-                blocks.setdefault(method, []).append(scores.moments(x, y, weights, unobserved, reference))
-        for method, parts in blocks.items():
-            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                reference = None if seen else normal
+                parts.setdefault(method, []).append(scores.moments(x, y, weights, unobserved, reference))
+        for method, some in parts.items():
+            whole = {name: np.concatenate([part[name] for part in some]) for name in some[0]}
             cases.setdefault(method, []).append(whole)
-    hours = lead_hours(truth.leads) if observations is None else None
+    hours = None if seen else lead_hours(truth.leads)
     members = len(posterior.read(0, slice(0, 1)))
     return [
         record

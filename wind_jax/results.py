@@ -20,14 +20,18 @@ from wind_jax.data.variables import Channel
 from wind_jax.sphere import Grid
 
 MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
+BEGUN = "begun.json"  # what becomes the mark, while a run is not complete
+POSITION = "position.npz"  # how far it is
+ALL = 2**31 - 1
 
 
 @contextlib.contextmanager
 def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
     """A folder to write results to; they move into `workdir` when the block ends well, all or none.
 
-    Earlier results of the same experiment stay until then. A run that is stopped leaves only `.partial`, which the
-    next run clears; results without `config.json` are not whole.
+    Earlier results of the same experiment stay until then. A run that is stopped leaves only `.partial`: the next run
+    of the same configuration goes on with it (see `Position`), another clears it. Results without `config.json` are
+    not whole.
 
     Args:
         workdir: created where it does not exist.
@@ -47,13 +51,17 @@ def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
                 f"workdir {str(workdir)!r} holds results of the experiment {owner!r}, not of {experiment!r}; "
                 "give another with --config.workdir=..., or remove it."
             )
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        settings = json.dumps({"experiment": experiment, **json.loads(config)}, indent=2) + "\n"
+        begun = partial / BEGUN
+        if not ((partial / POSITION).exists() and begun.exists() and begun.read_text() == settings):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            begun.write_text(settings)
     except OSError as error:
         raise ValueError(f"workdir {str(workdir)!r} is not writable: {error}") from error
     try:
         yield partial
-        (partial / MARK).write_text(json.dumps({"experiment": experiment, **json.loads(config)}, indent=2) + "\n")
+        begun.replace(partial / MARK)
         (workdir / MARK).unlink(missing_ok=True)
         for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
             old = workdir / new.name
@@ -61,7 +69,47 @@ def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
                 shutil.rmtree(old)
             new.replace(old)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not (partial / POSITION).exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+class Position:
+    """How far the members of a run are, for a run that is stopped and goes on.
+
+    Args:
+        folder: that `results` gave.
+    """
+
+    def __init__(self, folder: Path):
+        self._path = folder / POSITION
+        self._done: tuple[int, int, int] = (0, 0, 0)
+        self._known = None
+        if not self.fresh:
+            with np.load(self._path) as file:
+                self._done, self._known = tuple(file["done"].tolist()), file["known"]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing is done yet."""
+        return not self._path.exists()
+
+    def find(self, case: int, member: int) -> tuple[int, np.ndarray | None]:
+        """Windows already drawn of a case and the batch of members that begins with `member`, and the frames before
+        the next one; as many as a trajectory could have if all are."""
+        if self.fresh or (case, member) > self._done[:2]:
+            return 0, None
+        return (self._done[2], self._known) if (case, member) == self._done[:2] else (ALL, None)
+
+    def mark(self, case: int, member: int, windows: int, known: np.ndarray) -> None:
+        """Says that so many windows are written, and what the next begins with; in one stroke."""
+        partial = self._path.with_suffix(".partial")
+        with open(partial, "wb") as file:
+            np.savez(file, done=np.array([case, member, windows]), known=known)
+        partial.replace(self._path)
+
+    def remove(self) -> None:
+        """When all members are written."""
+        self._path.unlink(missing_ok=True)
 
 
 def _experiment(mark: Path) -> str | None:
@@ -87,6 +135,8 @@ class ForecastFile:
         leads: (l,) timedelta64 since the start, dimension `prediction_timedelta`.
         members: size of dimension `number`; None for none.
         chunk: lead times in one chunk.
+
+    A file that is there already, of the same run, is gone on with.
     """
 
     def __init__(
@@ -110,25 +160,31 @@ class ForecastFile:
             "latitude": ("latitude", grid.latitude, {"units": "degrees_north"}),
             "longitude": ("longitude", grid.longitude, {"units": "degrees_east"}),
         }
-        hours = {"units": "hours", "dtype": "int64"}
+        if not path.exists():
+            self._create(coordinates)
+        group = zarr.open_group(path, mode="r+", zarr_format=2)
+        self._arrays = {name: group[name] for name in dict.fromkeys(c.name for c in channels)}
+
+    def _create(self, coordinates: dict) -> None:
+        """Coordinates and empty arrays; in place only when whole."""
+        partial = self.path.with_suffix(".partial")
         xarray.Dataset(coords=coordinates).to_zarr(
-            path,
+            partial,
             mode="w",
             zarr_format=2,
             consolidated=False,
             encoding={
                 "time": {"units": "hours since 1970-01-01", "dtype": "int64"},
-                "prediction_timedelta": hours,
+                "prediction_timedelta": {"units": "hours", "dtype": "int64"},
             },
         )
-        group = zarr.open_group(path, mode="r+", zarr_format=2)
-        self._arrays = {}
-        for name, units in dict.fromkeys((c.name, c.units) for c in channels):
-            surface = all(c.level is None for c in channels if c.name == name)
+        group = zarr.open_group(partial, mode="r+", zarr_format=2)
+        for name, units in dict.fromkeys((c.name, c.units) for c in self.channels):
+            surface = all(c.level is None for c in self.channels if c.name == name)
             dims = [d for d in coordinates if not (surface and d == "level")]
             sizes = {d: len(coordinates[d][1]) for d in dims}
-            chunks = {"time": 1, "number": 1, "prediction_timedelta": min(chunk, len(leads))}
-            self._arrays[name] = group.create_array(
+            chunks = {"time": 1, "number": 1, "prediction_timedelta": min(self.chunk, len(self.leads))}
+            group.create_array(
                 name,
                 shape=tuple(sizes.values()),
                 chunks=tuple(chunks.get(d, size) for d, size in sizes.items()),
@@ -136,7 +192,8 @@ class ForecastFile:
                 fill_value=math.nan,
                 attributes={"_ARRAY_DIMENSIONS": dims, "units": units},
             )
-        zarr.consolidate_metadata(path, zarr_format=2)
+        zarr.consolidate_metadata(partial, zarr_format=2)
+        partial.rename(self.path)
 
     def write(self, start: int, lead: slice, values: Float[np.ndarray, "..."], members: slice | None = None) -> None:
         """Puts fields in their place.

@@ -1,23 +1,26 @@
 """Long trajectories from overlapping windows: each begins with the last frames of the one before.
 
-Windows are yielded as they are drawn, so a trajectory of any length needs the memory of one window.
+Windows are yielded as they are drawn, so a trajectory of any length needs the memory of one window. Each may be
+guided by observations of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
-from wind_jax.diffusion.samplers import Step, ddim, euler, heun, initial, member_keys, sample
+from wind_jax.diffusion.likelihood import ObservationLike
+from wind_jax.diffusion.posterior import check_method, sample_posterior
+from wind_jax.diffusion.samplers import Step, ddim, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import time_grid
 from wind_jax.prior import Prior
-from wind_jax.tasks.forecast import known_window, window_count
+from wind_jax.tasks.forecast import known_window
 
-_STEPS = {"ddim": ddim, "euler": euler, "heun": heun}
+_STEPS = {"ddim": ddim, "ddpm": ddim, "euler": euler, "heun": heun}
 
 
 class Chain(NamedTuple):
@@ -28,34 +31,75 @@ class Chain(NamedTuple):
     step: Step | None = None
 
 
+class Guide(NamedTuple):
+    """How a window is guided by what it is told; hashable.
+
+    Attributes:
+        observe: from arrays, the same shapes for all windows, to the observation of a window in model units.
+        method: of `sample_posterior`.
+        options: of the method, (name, value) pairs.
+    """
+
+    observe: Callable[[PyTree], ObservationLike]
+    method: str = "mmps"
+    options: tuple[tuple[str, object], ...] = ()
+
+
 @lru_cache  # a step function is equal only to itself: the same chain again would compile again
-def make_chain(name: str = "ddim", steps: int = 32, start: float = 0.98, eta: float = 0.0) -> Chain:
+def make_chain(
+    name: str = "ddim",
+    steps: int = 32,
+    start: float = 0.98,
+    eta: float = 0.0,
+    corrections: int = 0,
+    snr: float = 0.1,
+) -> Chain:
     """The chain that a configuration names.
 
     Args:
-        name: "ddim", "euler" or "heun".
+        name: "ddim", "ddpm", "euler" or "heun".
         steps: of the time grid.
         start: its first time.
-        eta: fresh noise of "ddim", from 0 (none) to 1 (ancestral sampling).
+        eta: fresh noise of "ddim", from 0 (none) to 1 (ancestral sampling, "ddpm").
+        corrections: Langevin steps after each step.
+        snr: their length, see `predictor_corrector`.
 
     Raises:
-        ValueError: an unknown name, or eta with a deterministic method.
+        ValueError: an unknown name, or eta with another method than "ddim".
     """
     if name not in _STEPS:
         raise ValueError(f"Unknown sampler {name!r}: expected one of {', '.join(_STEPS)}.")
     if name != "ddim" and eta:
-        raise ValueError(f"The sampler {name!r} draws no noise: eta must be 0, got {eta}.")
+        raise ValueError(f"The sampler {name!r} has no eta to choose: it must be 0, got {eta}.")
     time_grid(steps, start=start)  # checks both
-    return Chain(steps, start, ddim(eta) if name == "ddim" else _STEPS[name]())
+    step = ddim(1.0 if name == "ddpm" else eta) if name.startswith("dd") else _STEPS[name]()
+    return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step)
+
+
+def window_frames(windows: int, frames: int, overlap: int) -> int:
+    """Frames that some windows cover together.
+
+    Raises:
+        ValueError: no window, or an overlap that leaves no frame of a window free.
+    """
+    if windows < 1:
+        raise ValueError(f"A trajectory needs at least one window, got {windows}.")
+    if not 0 <= overlap < frames or (windows > 1 and overlap == 0):
+        raise ValueError(f"Windows of {frames} frames share between 1 and {frames - 1} of them, got {overlap}.")
+    return overlap + windows * (frames - overlap)
 
 
 def rollout(
     prior: Prior,
-    known: Float[Array | np.ndarray, "..."],
+    known: Float[Array | np.ndarray, "..."] | None,
     inputs: Float[Array | np.ndarray, "frames h w f"],
     members: int | Sequence[int],
     key: Key[Array, ""],
     chain: Chain = Chain(),  # noqa: B008
+    overlap: int = 0,
+    guide: Guide | None = None,
+    told: Iterable[PyTree] | None = None,
+    first: int = 0,
 ) -> Iterator[Float[Array, "b new h w c"]]:
     """Draws trajectories window by window.
 
@@ -63,43 +107,69 @@ def rollout(
 
     Args:
         prior: p(x) of one window.
-        known: the first k frames in model units, (k, h, w, c) or (b, k, h, w, c), with 1 <= k < prior.frames.
-        inputs: as of `Prior.inputs`, of all frames, known ones included: k + n * (prior.frames - k) for n windows.
+        known: the first k frames in model units, (k, h, w, c) or (b, k, h, w, c), with 1 <= k < prior.frames; None
+            where nothing is known, and the first window is drawn whole.
+        inputs: as of `Prior.inputs`, of all frames of all windows, known ones included: see `window_frames`.
         members: number of members, or the indices of those to run here.
         key: of the ensemble; window and member are folded in.
         chain: of the sampler.
+        overlap: frames that a window shares with the next; with known frames it is their number.
+        guide: how windows are guided; None: not.
+        told: for each window, what `guide.observe` makes an observation of.
+        first: number of the first window drawn here: a run that was stopped goes on with the `known` frames before it.
 
     Yields:
-        The new frames of each window, (b, prior.frames - k, h, w, c), model units.
+        The new frames of each window, model units: (b, prior.frames - overlap, h, w, c), or all of a first window
+        of which none is known.
 
     Raises:
         ValueError: frames that do not fill whole windows, or do not fit the prior's grid.
     """
     members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
-    known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
-    context, total = known.shape[1], inputs.shape[0]
-    new = prior.frames - context
-    windows = window_count(total - context, prior.frames, context)
-    if total != context + windows * new:
+    if known is not None:
+        known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
+        overlap = known.shape[1]
+        if known.shape[2:] != prior.shape[1:]:
+            raise ValueError(f"Known frames {known.shape[2:]} do not fit the prior's {prior.shape[1:]}.")
+    new = prior.frames - overlap
+    windows = (inputs.shape[0] - overlap) // max(new, 1)
+    if inputs.shape[0] != window_frames(windows, prior.frames, overlap):
         raise ValueError(
-            f"{total} frames of inputs do not fill windows: expected {context} known frames and a multiple of {new}."
+            f"{inputs.shape[0]} frames of inputs do not fill windows: expected {overlap} known or shared ones and a "
+            f"multiple of {new}."
         )
-    if known.shape[2:] != prior.shape[1:] or inputs.shape[1:3] != prior.grid.shape:
-        raise ValueError(
-            f"Known frames {known.shape[2:]} and inputs {inputs.shape[1:3]} do not fit the prior's {prior.shape[1:]}."
-        )
-    for window in range(windows):
-        first = window * new
+    if inputs.shape[1:3] != prior.grid.shape:
+        raise ValueError(f"Inputs {inputs.shape[1:3]} do not fit the prior's grid {prior.grid.shape}.")
+    for window, data in zip(range(first, windows), told or iter(lambda: None, 0), strict=False):
+        begin = window * new
         keys = member_keys(jax.random.fold_in(key, window), members)
-        frames = _draw(prior, known, jnp.asarray(inputs[first : first + prior.frames]), keys, chain)
-        known = frames[:, -context:]
-        yield frames[:, context:]
+        told_inputs = jnp.asarray(inputs[begin : begin + prior.frames])
+        frames = _draw(prior, known, told_inputs, data, keys, chain, guide)
+        yield frames if known is None else frames[:, overlap:]
+        known = frames[:, prior.frames - overlap :]
 
 
-@partial(jax.jit, static_argnames="chain")
-def _draw(prior: Prior, known: Array, inputs: Array, keys: Array, chain: Chain) -> Array:
-    """One window (b, t, h, w, c) whose first frames are known."""
-    grid = time_grid(chain.steps, prior.frames, known=range(known.shape[1]), start=chain.start)
-    known = known_window(known, prior.frames)
+def check_guide(guide: Guide) -> None:
+    """Checks method and options.
+
+    Raises:
+        ValueError: an unknown method, or an option that it does not have.
+    """
+    check_method(guide.method, dict(guide.options))
+
+
+@partial(jax.jit, static_argnames=("chain", "guide"))
+def _draw(
+    prior: Prior, known: Array | None, inputs: Array, told: PyTree, keys: Array, chain: Chain, guide: Guide | None
+) -> Array:
+    """One window (b, t, h, w, c) whose first frames may be known."""
+    given = range(0 if known is None else known.shape[1])
+    grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start)
+    known = None if known is None else known_window(known, prior.frames)
     x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
-    return sample(prior.denoiser(inputs), x_init, grid, prior.schedule, chain.step, keys)
+    denoiser = prior.denoiser(inputs)
+    if guide is None:
+        return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys)
+    return sample_posterior(
+        denoiser, guide.observe(told), x_init, grid, prior.schedule, chain.step, keys, guide.method, dict(guide.options)
+    )

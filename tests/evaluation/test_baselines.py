@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from wind_jax.evaluation.baselines import interpolation, persistence
-from wind_jax.sphere import Grid
+from wind_jax.evaluation.baselines import interpolation, persistence, refine_in_time, upsample
+from wind_jax.sphere import Grid, coarsen, coarsening
 
 GRID = Grid(np.linspace(-86, 86, 20), np.arange(0, 360, 10.0))
 
@@ -73,3 +73,43 @@ def test_nothing_observed_gives_nothing():
 def test_another_grid_is_refused():
     with pytest.raises(ValueError, match=r"\(5, 36\)"):
         interpolation(np.zeros((1, 5, 36, 1), np.float32), GRID)
+
+
+def test_upsampled_means_of_a_smooth_field_are_near_it_at_second_order():
+    errors = []
+    for size in (30, 60):
+        fine = Grid(np.linspace(-90, 90, 4 * size + 1), np.arange(8 * size) * 45 / size)
+        truth = smooth(fine)[None, ..., None]
+        by = coarsening(fine, 4)
+        errors.append(np.abs(upsample(coarsen(truth, by), by.grid, fine) - truth)[:, 8:-8].max())
+    assert errors[1] < 0.1
+    assert 3 < errors[0] / errors[1] < 5
+
+
+def test_upsampling_keeps_a_constant_and_turns_wind_across_the_poles():
+    fine = Grid(np.arange(-87.5, 90, 5), np.arange(2.5, 360, 5))
+    by = coarsening(fine, 3)
+    constant = np.full((2, *by.grid.shape, 1), 7.0, np.float32)
+    np.testing.assert_allclose(upsample(constant, by.grid, fine), 7, rtol=1e-6)
+    flow = np.broadcast_to(-np.sin(np.deg2rad(by.grid.longitude)), by.grid.shape)[None, ..., None]  # over the pole
+    exact = -np.sin(np.deg2rad(fine.longitude))
+    wind = upsample(flow, by.grid, fine, vector=True)
+    np.testing.assert_allclose(wind[0, -1, :, 0], exact, atol=0.02)
+    assert np.abs(upsample(flow, by.grid, fine)[0, -1, :, 0] - exact).max() > 0.2
+    with pytest.raises(ValueError, match=r"\(36, 72\) cells, expected \(12, 24\)"):
+        upsample(np.zeros((1, 36, 72, 1), np.float32), by.grid, fine)
+
+
+def test_refined_means():
+    y = np.array([1.0, 5.0, 3.0], np.float32)[:, None, None, None] * np.ones((3, 2, 4, 1), np.float32)
+    repeated = refine_in_time(y, 4, "repeat")
+    np.testing.assert_array_equal(repeated.reshape(3, 4, 2, 4, 1).mean(1), y)
+    np.testing.assert_array_equal(refine_in_time(y, 4, "repeat", accumulated=True), repeated / 4)
+    linear = refine_in_time(y, 4)[:, 0, 0, 0]
+    np.testing.assert_allclose(linear, [1, 1, 1.5, 2.5, 3.5, 4.5, 4.75, 4.25, 3.75, 3.25, 3, 3])
+    trend = np.arange(12, dtype=np.float32)[:, None, None, None] * np.ones((12, 2, 4, 1), np.float32)
+    refined = refine_in_time(trend.reshape(3, 4, 2, 4, 1).mean(1), 4)
+    np.testing.assert_allclose(refined[2:-2], trend[2:-2], rtol=1e-6)
+    np.testing.assert_array_equal(refine_in_time(y[:1], 2), np.repeat(y[:1], 2, axis=0))
+    with pytest.raises(ValueError, match="cubic"):
+        refine_in_time(y, 4, "cubic")

@@ -4,9 +4,8 @@ import numpy as np
 from jaxtyping import Float
 
 from wind_jax.data.store import STATIC_VARIABLES, Store
+from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid
-
-GRAVITY = 9.80665  # m s-2, the value that geopotential is defined with
 
 FORCING_NAMES = (
     "land_sea_mask",

@@ -1,4 +1,4 @@
-"""What a user would try before a learned prior: persistence, interpolation in space.
+"""What a user would try before a learned prior: persistence, interpolation in space and time.
 
 The third, climatology, is `wind_jax.data.climatology.Climatology.at`.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
-from wind_jax.sphere import Grid
+from wind_jax.sphere import Grid, bilinear, interpolate
 
 _TOLERANCE = 1e-9
 
@@ -45,6 +45,57 @@ def interpolation(observations: Float[np.ndarray, "t h w c"], grid: Grid) -> Flo
             field = observations[frame, ..., channel].ravel()
             out[frame, ..., channel] = _interpolate(field, grid).reshape(grid.shape)
     return out
+
+
+def upsample(
+    y: Float[np.ndarray, "*batch H W c"], coarse: Grid, fine: Grid, *, vector: bool = False
+) -> Float[np.ndarray, "*batch h w c"]:
+    """Coarse fields brought back to a fine grid by bilinear interpolation, across the poles too.
+
+    Args:
+        y: (..., H, W, c), means over the coarse cells.
+        coarse: grid of y.
+        fine: grid of the result.
+        vector: y is a component of wind, which changes its sign across a pole.
+
+    Raises:
+        ValueError: fields of another shape than the coarse grid's.
+    """
+    if y.shape[-3:-1] != coarse.shape:
+        raise ValueError(f"fields have {y.shape[-3:-1]} cells, expected {coarse.shape} of the coarse grid.")
+    latitude, longitude = np.meshgrid(fine.latitude, fine.longitude, indexing="ij")
+    values = interpolate(y, *bilinear(coarse, latitude.ravel(), longitude.ravel(), vector=vector))
+    return values.reshape(*y.shape[:-3], *fine.shape, y.shape[-1])
+
+
+def refine_in_time(
+    y: Float[np.ndarray, "m h w c"], n: int, method: str = "linear", accumulated: bool = False
+) -> Float[np.ndarray, "t h w c"]:
+    """Frames from means, or sums, over each n of them.
+
+    Args:
+        y: (m, h, w, c).
+        n: frames that one of y is over.
+        method: "repeat", each frame takes its mean; "linear", interpolated between the middles of the groups,
+            and constant before the first and after the last.
+        accumulated: y holds sums: each frame takes its part of them.
+
+    Returns:
+        (m * n, h, w, c).
+
+    Raises:
+        ValueError: another method.
+    """
+    if method not in ("repeat", "linear"):
+        raise ValueError(f"method must be 'repeat' or 'linear', got {method!r}")
+    means = y / n if accumulated else y
+    m = y.shape[0]
+    if method == "repeat":
+        return np.repeat(means, n, axis=0)
+    position = np.clip((np.arange(m * n) - (n - 1) / 2) / n, 0, m - 1)
+    before = np.minimum(position.astype(int), max(m - 2, 0))
+    weight = (position - before).astype(y.dtype)[:, None, None, None]
+    return (1 - weight) * means[before] + weight * means[np.minimum(before + 1, m - 1)]
 
 
 def _interpolate(field: np.ndarray, grid: Grid) -> np.ndarray:

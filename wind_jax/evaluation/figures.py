@@ -32,11 +32,14 @@ def date(time: np.datetime64) -> str:
 def fields(folder: Path, variable: str, level: int | None, lead: int) -> xarray.Dataset:
     """One field of the first case beside its ensemble, for `plots.ensemble_maps`."""
     pick = {"time": 0, "prediction_timedelta": lead}
-    out = {}
-    for name in ("truth", "observations"):
-        if (folder / f"{name}.zarr").exists():
-            out[name] = xarray.open_zarr(folder / f"{name}.zarr", chunks=None)[variable].isel(pick)
     members = xarray.open_zarr(folder / "posterior.zarr", chunks=None)[variable].isel(pick)
+    out = {"truth": xarray.open_zarr(folder / "truth.zarr", chunks=None)[variable].isel(pick)}
+    if (folder / "observations.zarr").exists():
+        # Means over coarse cells or several frames: each cell shows the mean that it is in.
+        seen = xarray.open_zarr(folder / "observations.zarr", chunks=None)[variable].isel(time=0)
+        seen = seen.sel(prediction_timedelta=members["prediction_timedelta"], method="pad")
+        coordinates = {name: members[name] for name in ("latitude", "longitude")}
+        out["observations"] = seen.sel(coordinates, method="nearest").assign_coords(coordinates)
     out |= {"mean": members.mean("number"), "member_1": members[0], "member_2": members[1]}
     out["spread"] = members.std("number", ddof=1)
     out = {name: field if level is None else field.sel(level=level) for name, field in out.items()}
@@ -46,7 +49,15 @@ def fields(folder: Path, variable: str, level: int | None, lead: int) -> xarray.
     )
 
 
-def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
+TITLES = {
+    "sparse_obs": "Reconstruction from sparse observations",
+    "spatial_downscaling": "Downscaling in space",
+    "temporal_downscaling": "Downscaling in time",
+    "reanalysis": "Reanalysis of sparse observations",
+}
+
+
+def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, task: str) -> dict:
     """By name: maps of the middle frame, and the error of every channel beside interpolation's and climatology's."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     middle = data.sizes["prediction_timedelta"] // 2
@@ -63,12 +74,12 @@ def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.Da
         ("method", "channel"),
     )
     return {
-        "reconstruction": plots.ensemble_maps(rows, land, f"Reconstruction from sparse observations, {when}"),
-        "scores": plots.skill_dots(ratios, "Error at unobserved cells"),
+        "reconstruction": plots.ensemble_maps(rows, land, f"{TITLES[task]}, {when}"),
+        "scores": plots.skill_dots(ratios, "Error of the posterior mean and of interpolation"),
     }
 
 
-def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
+def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, task: str) -> dict:
     """By name: error and spread by lead time, and maps at days 1, 3 and 5."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     hours = lead_hours(data["prediction_timedelta"].values)
@@ -89,6 +100,6 @@ def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArra
     rows = {f"Day {hours[lead] / 24:g}": fields(folder, variable, level, lead) for lead in days}
     when = date(data["time"][0].values)
     return {
-        "errors": plots.lead_curves(panels, "Ensemble forecast: error and spread by lead time"),
+        "errors": plots.lead_curves(panels, f"Ensemble {task}: error and spread by lead time"),
         "forecast": plots.ensemble_maps(rows, land, f"{plots.name(variable, level)}, forecast from {when}"),
     }

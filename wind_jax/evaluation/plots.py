@@ -76,7 +76,8 @@ def ensemble_maps(rows: Mapping[str, xarray.Dataset], land: xarray.DataArray, ti
         for ax, (key, field) in zip(line, shown.items(), strict=True):
             spread = key == "spread"
             scale = Normalize(0, float(field.quantile(0.99))) if spread else norm
-            images[spread] = draw_map(ax, field, land, "magma_r" if spread else colours, scale, key == "observations")
+            points = key == "observations" and bool(field.isnull().mean() > 0.5)
+            images[spread] = draw_map(ax, field, land, "magma_r" if spread else colours, scale, points)
             if ax in axes[0]:
                 ax.set_title(_COLUMNS[key], fontsize=10)
         line[0].text(

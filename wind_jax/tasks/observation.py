@@ -101,18 +101,23 @@ def check(observation: Observation, shape: Sequence[int], x: Array | np.ndarray 
             f"to integers or to Python numbers ({str(error).splitlines()[0]})."
         ) from error
     for path, value in jax.tree.leaves_with_path(y_hat):
-        if not jnp.isfinite(value).all():
+        if not _all(jnp.isfinite(value)):
             raise ValueError(
                 f"The operator's result{jax.tree_util.keystr(path)} is not finite for a plausible state: "
                 f"{int((~jnp.isfinite(value)).sum())} of {value.size} values."
             )
-    if not jnp.isfinite(gradient).all():
+    if not _all(jnp.isfinite(gradient)):
         raise ValueError(
             "The gradient of the observation's operator is not finite for a plausible state, though its values are: "
             "a square root or a norm at 0, or a where() that hides a division by 0?"
         )
-    if not (gradient != 0).any():
+    if not isinstance(gradient, jax.core.Tracer) and not gradient.any():
         raise ValueError("The observation's operator does not depend on the state: its gradient is 0 everywhere.")
+
+
+def _all(flags: Array) -> bool:
+    """Whether all are true; under jit no one knows, and a check lets it pass."""
+    return True if isinstance(flags, jax.core.Tracer) else bool(flags.all())
 
 
 def _check_values(y: PyTree, variance: PyTree) -> None:

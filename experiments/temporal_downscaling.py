@@ -1,0 +1,23 @@
+"""Six-hourly fields from their means over 30 hours, by the packaged prior, from the held-out sample.
+
+    python -m wind_jax.infer --config experiments/temporal_downscaling.py
+
+Precipitation is given as sums. The packaged prior's windows have 5 frames, so the mean is over all 5 of them.
+Hardware: two CPU cores, 6 GB of memory.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import sparse_obs
+
+
+def get_config() -> ConfigDict:
+    c = sparse_obs.get_config()
+    c.workdir = "runs/temporal_downscaling"
+
+    c.task = ConfigDict()
+    c.task.name = "temporal_downscaling"
+    c.task.mean_over = 5  # frames in one mean
+    c.task.error = 0.02  # standard deviation of the means' error, as a fraction of the channel's
+    c.task.variables = ()  # given ones, empty: all
+    return c

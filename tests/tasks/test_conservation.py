@@ -1,0 +1,180 @@
+"""Conservation: the Earth's dry air weighs 5.13e18 kg, float32 resolves it, and the simple fix hits the target."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray
+
+from wind_jax import physics
+from wind_jax.data.normalize import Statistics
+from wind_jax.data.store import open_store
+from wind_jax.data.variables import Channel, channels
+from wind_jax.embedded import embedded
+from wind_jax.sphere import Grid
+from wind_jax.tasks.conservation import (
+    QUANTITIES,
+    Columns,
+    conservation_observation,
+    conservation_operator,
+    rescale_dry_air_mass,
+    total,
+)
+from wind_jax.tasks.observation import check
+
+VARIABLES = ("temperature", "geopotential", "specific_humidity", "u_component_of_wind", "v_component_of_wind")
+LEVELS = (250, 500, 700, 850)
+CHANNELS = channels([*VARIABLES, "mean_sea_level_pressure"], LEVELS)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """Columns and the first three frames of the packaged sample of SPEEDY."""
+    store = open_store(embedded("sample.zarr"), CHANNELS)
+    return Columns(CHANNELS, store.grid, store.static("geopotential_at_surface")), store.read(0, 3)
+
+
+def isothermal_earth(q=0.0):
+    """The Earth as a ball under 1000 hPa of air at 250 K, with humidity q at all levels; (1, h, w, c)."""
+    chosen = channels(["geopotential", "specific_humidity"], [500, 850])
+    grid = Grid(np.linspace(-80, 80, 9), np.arange(0, 360, 30.0))
+    phi = physics.DRY_GAS_CONSTANT * 250 * np.log(1000 / np.array([500.0, 850.0]))
+    x = np.broadcast_to(np.concatenate([phi, [q, q]]), (1, *grid.shape, 4)).astype(np.float32)
+    return Columns(chosen, grid, np.zeros(grid.shape, np.float32)), x
+
+
+def test_closed_forms_on_a_ball():
+    columns, x = isothermal_earth(0.01)
+    all_air = physics.EARTH_AREA * 1e5 / physics.GRAVITY
+    np.testing.assert_allclose(total(x, columns), 0.99 * all_air, rtol=1e-6)
+    np.testing.assert_allclose(total(x, columns, "total_water"), 0.01 * all_air, rtol=1e-6)
+    operator = conservation_operator(columns, 0.9 * all_air)
+    np.testing.assert_allclose(operator(jnp.asarray(x)), 0.1, rtol=1e-5)
+
+
+def test_surface_pressure_is_taken_where_it_is_given():
+    columns, x = isothermal_earth()
+    given = (*columns.channels, Channel("surface_pressure", None, "Pa"))
+    x = np.concatenate([x, np.full((*x.shape[:-1], 1), 9e4, np.float32)], -1)
+    mass = total(x, Columns(given, columns.grid, columns.surface_geopotential))
+    np.testing.assert_allclose(mass, physics.EARTH_AREA * 9e4 / physics.GRAVITY, rtol=1e-6)
+
+
+def test_dry_air_of_era5_is_that_of_the_earth(shared_data, sample):
+    """ERA5 on the grid of the packaged sample, whose orography is the Earth's at the same resolution."""
+    with xarray.open_dataset(shared_data("era5_state_19590102T00.nc")) as era5:
+        era5 = era5.transpose("level", "latitude", "longitude").sortby("latitude").load()
+    grid = Grid(era5.latitude.values, era5.longitude.values)
+    assert grid == sample[0].grid
+    for levels in ([int(level) for level in era5.level], (50, 100, 200, 300, 500, 700, 850, 925, 1000)):
+        chosen = channels(["geopotential", "specific_humidity"], levels)
+        x = np.stack([era5[c.name].sel(level=c.level).values for c in chosen], -1)[None]
+        columns = Columns(chosen, grid, sample[0].surface_geopotential)
+        mass = total(x, columns)[0]
+        print(f"{len(levels)} levels: dry air {mass:.4e} kg, water {total(x, columns, 'total_water')[0]:.4e} kg")
+        assert mass == pytest.approx(5.13e18, rel=0.01)
+        assert 1.0e16 < total(x, columns, "total_water")[0] < 1.5e16
+
+
+def test_the_sample_has_the_mass_water_and_energy_of_the_earth(sample):
+    columns, x = sample
+    mass = total(x, columns)
+    print(f"sample: {mass} kg, water {total(x, columns, 'total_water')}, energy {total(x, columns, 'energy')}")
+    np.testing.assert_allclose(mass, 5.13e18, rtol=0.01)
+    assert np.ptp(mass) < 1e-3 * mass[0]
+    np.testing.assert_allclose(total(x, columns, "total_water"), 1.3e16, rtol=0.2)
+    np.testing.assert_allclose(total(x, columns, "energy"), 2.6e9, rtol=0.1)  # c_p of 250 K of 1e4 kg m-2
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_float32_resolves_a_millionth(sample, quantity):
+    columns, x = sample
+    exact = total(x, columns, quantity)
+    target = exact * np.array([1.0, 1 + 1e-6, 0.99])
+    departure = conservation_operator(columns, target, quantity)(jnp.asarray(x))
+    assert departure.dtype == jnp.float32
+    np.testing.assert_allclose(departure, exact / target - 1, atol=1e-7)
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_gradients_are_finite_and_agree_with_finite_differences(sample, quantity):
+    columns, x = sample
+    with jax.enable_x64(True):
+        x = jnp.asarray(x, jnp.float64)
+        operator = conservation_operator(columns, float(total(x, columns, quantity)[0]), quantity)
+        noise = np.random.default_rng(0).normal(size=x.shape[-1]) * np.asarray(x).std((0, 1, 2)) * 1e-3
+        direction = jnp.broadcast_to(jnp.asarray(noise)[None, None, None, :], x.shape)
+        departure, pullback = jax.vjp(operator, x)
+        gradient = pullback(jnp.ones_like(departure))[0]
+        assert jnp.isfinite(gradient).all()
+        ahead, behind = (operator(x + s * direction).sum() for s in (1e-3, -1e-3))
+        assert jnp.vdot(gradient, direction) == pytest.approx((ahead - behind) / 2e-3, rel=1e-4)
+
+
+def test_observation_is_what_guidance_needs(sample):
+    columns, x = sample
+    c = len(CHANNELS)
+    spread = x.std((0, 1, 2))
+    statistics = Statistics(CHANNELS, x.mean((0, 1, 2)), spread, np.ones(c))
+    observation = conservation_observation(columns, physics.DRY_AIR_MASS, 1e-6, statistics, 3)
+    check(observation, x.shape, statistics.normalize(x.copy()))
+    assert observation.variance == pytest.approx(1e-12)
+    departure = observation.operator(jnp.asarray(statistics.normalize(x.copy())))
+    np.testing.assert_allclose(departure, total(x, columns) / physics.DRY_AIR_MASS - 1, atol=3e-7)
+
+
+@pytest.mark.parametrize("target", [5.0e18, np.array([5.1e18, 5.2e18, 5.3e18])], ids=["one", "each"])
+def test_rescaling_hits_the_target_and_changes_nothing_else(sample, target):
+    columns, x = sample
+    fixed = np.asarray(rescale_dry_air_mass(jnp.asarray(x), columns, target))
+    np.testing.assert_allclose(total(fixed, columns), target, rtol=3e-7)
+    names = np.array([c.name for c in CHANNELS])
+    unchanged = ~np.isin(names, ["geopotential", "mean_sea_level_pressure"])
+    np.testing.assert_array_equal(fixed[..., unchanged], x[..., unchanged])
+    raised = (fixed - x)[..., names == "geopotential"]
+    np.testing.assert_allclose(raised, np.broadcast_to(raised[:, :1, :1, :1], raised.shape), atol=0.05)
+    # What sea-level pressure changes by is what the ground's does, up to the temperature of its air.
+    ratio = np.log(columns.surface_pressure(fixed) / columns.surface_pressure(x)).mean((1, 2))
+    at_sea = np.log(fixed / x, where=names == "mean_sea_level_pressure")[..., -1].mean((1, 2))
+    np.testing.assert_allclose(at_sea, ratio, rtol=0.1)
+
+
+def test_rescaling_scales_a_given_surface_pressure(sample):
+    columns, x = isothermal_earth(0.01)
+    given = (*columns.channels, Channel("surface_pressure", None, "Pa"))
+    columns = Columns(given, columns.grid, columns.surface_geopotential)
+    pressure = 9e4 + 1e3 * np.random.default_rng(0).normal(size=(*x.shape[:-1], 1)).astype(np.float32)
+    x = np.concatenate([x, pressure], -1)
+    fixed = np.asarray(rescale_dry_air_mass(jnp.asarray(x), columns, 5.0e18))
+    np.testing.assert_allclose(total(fixed, columns), 5.0e18, rtol=3e-7)
+    ratio = fixed[..., -1] / x[..., -1]
+    np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("target", [0.0, -5e18, np.nan, np.inf, np.array([5e18, 0.0])])
+def test_impossible_targets(sample, target):
+    with pytest.raises(ValueError, match="target of dry_air_mass must be positive"):
+        conservation_operator(sample[0], target)
+
+
+def test_bad_input(sample):
+    columns, x = sample
+    grid, ground = columns.grid, columns.surface_geopotential
+    statistics = Statistics(CHANNELS, *np.ones((3, len(CHANNELS))))
+    with pytest.raises(ValueError, match="surface_pressure, or geopotential at two levels"):
+        Columns(channels(["geopotential", "specific_humidity"], [500]), grid, ground)
+    with pytest.raises(ValueError, match=r"grid's shape \(32, 64\), got \(32, 63\)"):
+        Columns(CHANNELS, grid, ground[:, :-1])
+    dry = Columns(channels(["geopotential"], LEVELS), grid, ground)
+    with pytest.raises(ValueError, match="dry_air_mass needs specific_humidity"):
+        conservation_operator(dry, 5.13e18)
+    with pytest.raises(ValueError, match="energy needs temperature, specific_humidity, u_component_of_wind"):
+        conservation_operator(dry, 2.6e9, "energy")
+    with pytest.raises(ValueError, match="'momentum'"):
+        total(x, columns, "momentum")
+    with pytest.raises(ValueError, match="2 values, expected one or 3"):
+        conservation_observation(columns, np.array([5e18, 5e18]), 1e-6, statistics, 3)
+    with pytest.raises(ValueError, match=r"relative error .* got 0\.0"):
+        conservation_observation(columns, 5e18, 0.0, statistics, 3)
+    with pytest.raises(ValueError, match=r"expected .t, h, w, c."):
+        total(x[..., :-1], columns)
