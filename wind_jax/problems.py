@@ -228,6 +228,7 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
     prior, statistics = s.prior, s.prior.statistics
     starts = case_starts(s.store, prior.frames, s.period, s.cases)
     cells = coarsening(prior.grid, factor)
+    downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
     operator = downscale.spatial_operator(cells, statistics.channels, variables)
     told, values = _means(s, starts, operator, cells.grid.shape, prior.frames)
     leads = TIME_STEP * np.arange(prior.frames)
@@ -265,6 +266,7 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
     prior, statistics = s.prior, s.prior.statistics
     starts = case_starts(s.store, prior.frames, s.period, s.cases)
     operator = downscale.temporal_operator(prior.frames, mean_over, statistics.channels, variables)
+    downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
     told, values = _means(s, starts, operator, prior.grid.shape, prior.frames // mean_over)
     sums = np.array([c.name in downscale.ACCUMULATIONS for c in statistics.channels])
 

@@ -108,7 +108,7 @@ def test_gradients_are_finite_and_agree_with_finite_differences(sample, quantity
         gradient = pullback(jnp.ones_like(departure))[0]
         assert jnp.isfinite(gradient).all()
         ahead, behind = (operator(x + s * direction).sum() for s in (1e-3, -1e-3))
-        assert jnp.vdot(gradient, direction) == pytest.approx((ahead - behind) / 2e-3, rel=1e-4)
+        np.testing.assert_allclose(jnp.vdot(gradient, direction), (ahead - behind) / 2e-3, rtol=1e-4)
 
 
 def test_observation_is_what_guidance_needs(sample):
@@ -135,7 +135,8 @@ def test_rescaling_hits_the_target_and_changes_nothing_else(sample, target):
     np.testing.assert_allclose(raised, np.broadcast_to(raised[:, :1, :1, :1], raised.shape), atol=0.05)
     # What sea-level pressure changes by is what the ground's does, up to the temperature of its air.
     ratio = np.log(columns.surface_pressure(fixed) / columns.surface_pressure(x)).mean((1, 2))
-    at_sea = np.log(fixed / x, where=names == "mean_sea_level_pressure")[..., -1].mean((1, 2))
+    assert names[-1] == "mean_sea_level_pressure"
+    at_sea = np.log(fixed[..., -1] / x[..., -1]).mean((1, 2))
     np.testing.assert_allclose(at_sea, ratio, rtol=0.1)
 
 

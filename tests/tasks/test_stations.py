@@ -10,6 +10,7 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.reports import Reports, read_stations
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import channels
+from wind_jax.diffusion.likelihood import student_t
 from wind_jax.embedded import embedded
 from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid
@@ -129,7 +130,10 @@ def test_the_gradient_is_right_and_points_to_the_reports(statistics, told):
         )
     )
     assert misfit(x + 1e-3 * gradient) < misfit(x)
-    assert station_observation(place(told, GRID, TIMES, CHANNELS, FLAT), statistics, "adaptive").variance == "adaptive"
+    placed, robust = place(told, GRID, TIMES, CHANNELS, FLAT), student_t(4)
+    other = station_observation(placed, statistics, "adaptive", robust)
+    assert other.variance == "adaptive"
+    assert other.log_likelihood is robust
 
 
 def test_one_compilation_serves_all_tables_of_one_size(statistics, told):
@@ -211,7 +215,7 @@ def test_quality_control_refuses():
 
 
 def test_garbage_of_a_real_report_is_found(shared_data):
-    """The packaged states of one winter's noons as free samples of the prior."""
+    """The packaged states of October's noons as free samples of the prior."""
     names = ["2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind", "mean_sea_level_pressure"]
     wanted = channels(names)
     store = open_store(embedded("sample.zarr"), wanted)
@@ -220,8 +224,8 @@ def test_garbage_of_a_real_report_is_found(shared_data):
     assert noons.size >= 2
     told = read_stations(shared_data("synop_20181102T12.csv.gz"), wanted, ["10m_wind_speed", *names])
     placed = place(told, store.grid, told.time[:1], wanted, store.static("geopotential_at_surface"))
-    operator = jax.jit(equivalents(placed))
-    members = [operator(jnp.asarray(store.read(int(i), 1))) for i in noons]
+    operator = jax.jit(lambda placed, x: equivalents(placed)(x))
+    members = [operator(placed, jnp.asarray(store.read(int(i), 1))) for i in noons]
     expected = {name: np.stack([member[name] for member in members]) for name in placed}
     keep, rejected = quality_control(told, placed, expected)
     found = {(r.station, r.variable, round(r.value, 1)) for r in rejected}
