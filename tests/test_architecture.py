@@ -90,7 +90,7 @@ def test_imports_go_upwards(module):
 
 
 def test_packages_import_none_of_their_modules():
-    for init in PACKAGE.rglob("__init__.py"):
+    for init in PACKAGE.glob("*/**/__init__.py"):  # the topmost names what users of the library need
         names = imported(init.read_text(), str(init.relative_to(PACKAGE)), set())
         assert not [name for name in names if name.startswith("wind_jax")], init
 
