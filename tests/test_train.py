@@ -1,14 +1,21 @@
 """The training command from archive to prior: loss falls, a resumed run repeats the uninterrupted one, bad input."""
 
+import dataclasses
 import json
 import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
 
 from wind_jax import config as configuration
+from wind_jax.data.climatology import fit_climatology
+from wind_jax.data.forcings import static_forcings
+from wind_jax.data.store import open_store
 from wind_jax.prior import load_prior
+from wind_jax.sphere import cell_area
 from wind_jax.train import train
 from wind_jax.training.mesh import put_batch
 
@@ -18,7 +25,7 @@ LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(0, 360, 22.5)
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "archive.zarr"
-    synthetic.write_archive(path, synthetic.times(80), LATITUDE, LONGITUDE, levels=(500, 850))
+    synthetic.write_archive(path, synthetic.times(1480), LATITUDE, LONGITUDE, levels=(500, 850), time_chunk=370)
     return str(path)
 
 
@@ -73,6 +80,35 @@ def test_prior_is_exported_with_all_that_inference_needs(finished):
     ]
     assert prior.shape == (3, 8, 16, 3)
     assert json.loads(prior.provenance)["step"] == 24
+
+
+def test_prior_carries_the_climatology_about_which_it_sees_anomalies(archive, finished):
+    """A network that says nothing says climatology; with climatology=False, the mean."""
+    prior = load_prior(os.path.join(finished, "prior.npz"))
+    store = open_store(archive, prior.statistics.channels)
+    fitted = fit_climatology(store)
+    times = store.times[100:103]
+    np.testing.assert_allclose(prior.climatology.at(times), fitted.at(times), rtol=1e-4)
+    inputs = prior.inputs(static_forcings(store), times)
+    assert inputs.shape == (3, 8, 16, 10 + 3)
+    np.testing.assert_allclose(prior.mean(inputs), prior.statistics.normalize(fitted.at(times)), atol=1e-3)
+    # The statistics' std is that of the anomalies.
+    anomaly = store.read(0, 1480) - fitted.at(store.times)
+    area = np.broadcast_to(cell_area(store.grid)[:, None], store.grid.shape)
+    variance = np.average(anomaly.var(0), axis=(0, 1), weights=np.broadcast_to(area[..., None], anomaly.shape[1:]))
+    np.testing.assert_allclose(prior.statistics.std, np.sqrt(variance), rtol=1e-3)
+    silent = dataclasses.replace(prior, params=jax.tree.map(jnp.zeros_like, prior.params))
+    x0_hat = silent.denoiser(jnp.asarray(inputs))(jnp.zeros((1, *prior.shape)), 1.0)
+    np.testing.assert_allclose(x0_hat[0], prior.mean(inputs), atol=1e-2)
+
+
+def test_without_climatology(archive, tmp_path):
+    changes = {"data.climatology": False, "optimizer.steps": 3, "log_every": 3}
+    train(config(archive, str(tmp_path), **changes))
+    prior = load_prior(tmp_path / "prior.npz")
+    assert prior.climatology is None
+    assert prior.config.forcings == 10
+    assert prior.mean(np.zeros((*prior.shape[:-1], 10))) == 0.0
 
 
 def test_resumed_run_repeats_the_uninterrupted_one(archive, finished, tmp_path, monkeypatch):

@@ -60,7 +60,8 @@ def about(mean: Float[Array, "..."], denoiser: Denoiser, schedule: Schedule) -> 
     """
 
     def denoise(x_t, t):
-        return mean + denoiser(x_t - schedule.alpha(expand_like(t, x_t)) * mean, t)
+        centre = jnp.broadcast_to(mean, x_t.shape)
+        return centre + denoiser(x_t - schedule.alpha(expand_like(t, x_t)) * centre, t)
 
     return denoise
 

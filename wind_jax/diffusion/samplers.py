@@ -172,7 +172,7 @@ def initial(
     z = normal(jax.vmap(lambda key: jax.random.fold_in(key, 0))(keys), shape, dtype)
     t = jnp.broadcast_to(grid0, (keys.shape[0], *grid0.shape))
     alpha, sigma = levels(schedule, t, z)
-    x_init = alpha * jnp.asarray(mean, dtype) + jnp.sqrt(alpha**2 + sigma**2) * z
+    x_init = alpha * jnp.broadcast_to(jnp.asarray(mean, dtype), z.shape) + jnp.sqrt(alpha**2 + sigma**2) * z
     if known is None:
         return x_init
     known = jnp.asarray(known, dtype)
