@@ -11,13 +11,10 @@ from wind_jax.diffusion.likelihood import student_t
 from wind_jax.diffusion.posterior import sample_posterior
 from wind_jax.diffusion.samplers import ddim, ddpm, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import cosine, rectified, time_grid, ve, vp
-from wind_jax.embedded import embedded
 from wind_jax.prior import Prior, load_prior
-from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.tasks.observation import Observation, check, compose, likelihood_grad, observe
 
 __all__ = [
-    "Guide",
     "Observation",
     "Prior",
     "check",
@@ -25,20 +22,17 @@ __all__ = [
     "cosine",
     "ddim",
     "ddpm",
-    "embedded",
     "euler",
     "guide",
     "heun",
     "initial",
     "likelihood_grad",
     "load_prior",
-    "make_chain",
     "member_keys",
     "observe",
     "open_store",
     "predictor_corrector",
     "rectified",
-    "rollout",
     "sample",
     "sample_posterior",
     "static_forcings",

@@ -5,6 +5,7 @@
 When the run is complete its workdir holds:
 
     config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
+    report.json (stations: what was rejected, verification; warming: the signal kept, the change of rain)
 
 Members are written window by window. A run that is stopped goes on where it was when the same command is given again.
 """
@@ -29,7 +30,8 @@ from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
 from wind_jax.prior import Prior, load_prior
-from wind_jax.problems import Problem, Setting, make_problem
+from wind_jax.problems.problem import Problem, Setting
+from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress
 from wind_jax.results import ForecastFile, Position, results
 from wind_jax.rollout import Guide, check_guide, make_chain, rollout
@@ -66,7 +68,7 @@ def infer(c: ConfigDict) -> None:
     # --------------------------------------------------------------------------------------------------------- problem
     keys = jax.random.split(jax.random.key(c.seed))  # of the observations, of the members
     variance = c.guidance.variance if "guidance" in c else "nominal"
-    setting = Setting(prior, store, ground, c.cases, c.data.period, keys[0], variance)
+    setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], variance)
     problem = make_problem(setting, **c.task.to_dict())
     leads, total = problem.leads, problem.overlap + problem.windows * (prior.frames - problem.overlap)
     begins = store.times[problem.starts + max(problem.context - 1, 0)]  # time of lead 0
@@ -87,26 +89,26 @@ def infer(c: ConfigDict) -> None:
         seen = problem.seen and file(folder / "observations.zarr", grid=problem.seen.grid, leads=problem.seen.leads)
         position = Position(folder)
         if position.fresh:
-            for case in range(c.cases):
+            for case in range(len(problem.starts)):
                 for lead in blocks(len(leads), truth.chunk):
-                    first = int(problem.starts[case]) + problem.context + lead.start
-                    truth.write(case, lead, store.read(first, lead.stop - lead.start))
+                    truth.write(case, lead, problem.states(case, problem.context + lead.start, lead.stop - lead.start))
                 if seen:
                     seen.write(case, slice(None), problem.seen.values(case))
 
         # ---------------------------------------------------------------------------------------------------- members
+        cases = len(problem.starts)
         say(
-            f"{c.task.name}: {c.cases} cases x {c.members} members, {len(batches[0])} at a time, "
+            f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
             f"on {jax.devices()[0].device_kind}"
         )
-        with Progress("sampling", c.cases * len(batches) * problem.windows, unit="window", log_every=30.0) as bar:
+        with Progress("sampling", cases * len(batches) * problem.windows, unit="window", log_every=30.0) as bar:
             for case, start in enumerate(problem.starts):
                 inputs = prior.inputs(static, store.times[start] + TIME_STEP * np.arange(total))
                 for batch in batches:
                     first, known = position.find(case, batch.start)
                     bar.update(min(first, problem.windows))
                     if first == 0 and problem.context:
-                        known = statistics.normalize(store.read(int(start), problem.context))
+                        known = statistics.normalize(problem.states(case, 0, problem.context))
                     told = (problem.told(case, window) for window in range(first, problem.windows))
                     drawn = rollout(
                         prior, known, inputs, batch, jax.random.fold_in(keys[1], case), chain, problem.overlap, guide,
@@ -126,8 +128,12 @@ def infer(c: ConfigDict) -> None:
         position.remove()
 
         # ----------------------------------------------------------------------------------------------------- scores
-        found = score(posterior, truth, problem, fitted)
+        found = score(posterior, truth, problem, fitted) if problem.scored else []
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+        lines: list[str] = []
+        if problem.report:
+            said, lines = problem.report(lambda case: posterior.read(case, slice(None)))
+            (folder / "report.json").write_text(json.dumps(said, indent=1) + "\n")
 
         # ---------------------------------------------------------------------------------------------------- figures
         if c.figures:
@@ -137,15 +143,16 @@ def infer(c: ConfigDict) -> None:
                 {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
                 ("latitude", "longitude"),
             )
-            draw_figures = figures.forecast if problem.seen is None else figures.reconstruction
-            for name, figure in draw_figures(folder, found, land, c.task.name).items():
+            for name, figure in figures.draw(c.task.name, folder, found, land).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
 
     # ----------------------------------------------------------------------------------------------------------- table
-    shown = [None] if problem.seen else [h for h in (24, 48, 72, 120) if h in lead_hours(leads)]
-    for hours in shown or [lead_hours(leads)[-1]]:
-        table, line = scores.table(found, hours, None if problem.seen else figures.HEADLINE)
+    shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]
+    for hours in (shown if problem.context else [None]) if problem.scored else []:
+        table, line = scores.table(found, hours, figures.HEADLINE if problem.context else None)
         say(table)
+        say(line)
+    for line in lines:
         say(line)
     say(f"results are in {c.workdir}")
 
@@ -248,12 +255,12 @@ def score(posterior: ForecastFile, truth: ForecastFile, problem: Problem, fitted
             forecasts = {"posterior": posterior.read(case, lead)} | {k: x[None] for k, x in others.items()}
             unobserved = np.isnan(seen.values(case)[lead]) if seen and seen.masked else None
             for method, x in forecasts.items():
-                reference = None if seen else normal
+                reference = normal if problem.context else None
                 parts.setdefault(method, []).append(scores.moments(x, y, weights, unobserved, reference))
         for method, some in parts.items():
             whole = {name: np.concatenate([part[name] for part in some]) for name in some[0]}
             cases.setdefault(method, []).append(whole)
-    hours = None if seen else lead_hours(truth.leads)
+    hours = lead_hours(truth.leads) if problem.context else None
     members = len(posterior.read(0, slice(0, 1)))
     return [
         record

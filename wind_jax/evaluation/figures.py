@@ -1,5 +1,6 @@
 """The figures of a run, from its files: what goes into `plots`, chosen and computed."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,15 +50,32 @@ def fields(folder: Path, variable: str, level: int | None, lead: int) -> xarray.
     )
 
 
+def draw(task: str, folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
+    """The figures of a task, by name.
+
+    Args:
+        task: its name.
+        folder: of the run.
+        found: its scores.
+        land: (latitude, longitude) mask, for coasts.
+    """
+    if task == "forecast":
+        return forecast(folder, found, land)
+    if task == "warming":
+        return storyline(folder)
+    return reconstruction(folder, found, land, TITLES.get(task, "Posterior"))
+
+
 TITLES = {
     "sparse_obs": "Reconstruction from sparse observations",
     "spatial_downscaling": "Downscaling in space",
     "temporal_downscaling": "Downscaling in time",
     "reanalysis": "Reanalysis of sparse observations",
+    "stations": "Analysis of station reports",
 }
 
 
-def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, task: str) -> dict:
+def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, title: str) -> dict:
     """By name: maps of the middle frame, and the error of every channel beside interpolation's and climatology's."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     middle = data.sizes["prediction_timedelta"] // 2
@@ -67,19 +85,19 @@ def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.Da
         method: scores.select(found, method=method, metric="rmse")
         for method in ("interpolation", "posterior", "climatology")
     }
-    keys = list(rmse["posterior"])
+    keys, shown = list(rmse["posterior"]), [m for m in ("interpolation", "posterior") if rmse[m]]
     ratios = xarray.DataArray(
-        [[rmse[m].get(key, np.nan) / rmse["climatology"][key] for key in keys] for m in ("interpolation", "posterior")],
-        {"method": ["interpolation", "posterior"], "channel": [plots.name(*key) for key in keys]},
+        [[rmse[m].get(key, np.nan) / rmse["climatology"][key] for key in keys] for m in shown],
+        {"method": shown, "channel": [plots.name(*key) for key in keys]},
         ("method", "channel"),
     )
     return {
-        "reconstruction": plots.ensemble_maps(rows, land, f"{TITLES[task]}, {when}"),
-        "scores": plots.skill_dots(ratios, "Error of the posterior mean and of interpolation"),
+        "reconstruction": plots.ensemble_maps(rows, land, f"{title}, {when}"),
+        "scores": plots.skill_dots(ratios, "Error against climatology"),
     }
 
 
-def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, task: str) -> dict:
+def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
     """By name: error and spread by lead time, and maps at days 1, 3 and 5."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     hours = lead_hours(data["prediction_timedelta"].values)
@@ -100,6 +118,19 @@ def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArra
     rows = {f"Day {hours[lead] / 24:g}": fields(folder, variable, level, lead) for lead in days}
     when = date(data["time"][0].values)
     return {
-        "errors": plots.lead_curves(panels, f"Ensemble {task}: error and spread by lead time"),
+        "errors": plots.lead_curves(panels, "Ensemble forecast: error and spread by lead time"),
         "forecast": plots.ensemble_maps(rows, land, f"{plots.name(variable, level)}, forecast from {when}"),
     }
+
+
+def storyline(folder: Path) -> dict:
+    """By name: how much of the imposed signal each run keeps."""
+    runs = [run for run in json.loads((folder / "report.json").read_text())["storylines"] if run["case"] == 0]
+    keys = [key for key in runs[0]["signal_kept"] if key.rsplit("_", 1)[0] in ("temperature", "specific_humidity")][:6]
+    panels = {
+        key.replace("_", " ") + " hPa": xarray.Dataset(
+            {run["arm"]: ("lead_hours", run["signal_kept"][key]) for run in runs}, {"lead_hours": runs[0]["lead_hours"]}
+        )
+        for key in keys
+    }
+    return {"signal": plots.share_curves(panels, "Share of the imposed warming that is kept")}

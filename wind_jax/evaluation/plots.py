@@ -41,6 +41,8 @@ _CURVES = {
     "persistence": ("Persistence, RMSE", "#D55E00", "-"),
     "climatology": ("Climatology, RMSE", "#666666", "-"),
     "interpolation": ("Interpolation", "#D55E00", "-"),
+    "storyline": ("Guided storyline", "#0072B2", "-"),
+    "free": ("Free run from the warmer start", "#D55E00", "-"),
 }
 
 
@@ -136,6 +138,36 @@ def lead_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
         ax.set_xlabel("Lead time (days)", fontsize=9)
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def share_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
+    """A share of 1 against lead time, one panel a channel.
+
+    Args:
+        panels: label -> `storyline` and `free` along `lead_hours`.
+        title: of the figure.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.4 * rows + 0.7), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    figure.suptitle(title, fontsize=12)
+    for ax, (label, curves) in zip(axes.flat, panels.items(), strict=False):
+        ax.axhline(1, color="#666666", linewidth=0.8)
+        for key, curve in curves.data_vars.items():
+            text, colour, line = _CURVES[key]
+            ax.plot(curve["lead_hours"] / 24, curve, line, color=colour, label=text, linewidth=1.6)
+        ax.set_title(label, fontsize=10)
+        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        _plain(ax)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax in axes[-1]:
+        ax.set_xlabel("Lead time (days)", fontsize=9)
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
     )
     return figure
 

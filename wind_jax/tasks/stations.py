@@ -245,7 +245,8 @@ def quality_control(
     Args:
         reports: the table.
         placed: the same reports, by `place`.
-        expected: `equivalents` of m free samples of the prior, or of m states of other years at this time of year.
+        expected: `equivalents` of m free samples of the prior, or of m states at this time of year in independent
+            weather: days in a row have too little spread, and reports too many departures.
         threshold: in standard deviations.
 
     Returns:

@@ -1,0 +1,108 @@
+"""A task as an inverse problem on cases from an archive: what is known, what each window is told, what is true."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree
+
+from wind_jax.data.store import Store
+from wind_jax.data.windows import window_starts
+from wind_jax.prior import Prior
+from wind_jax.sphere import Grid
+from wind_jax.tasks.observation import Observation
+
+Fields = Float[np.ndarray, "l h w c"]
+
+
+class Setting(NamedTuple):
+    """What every task starts from.
+
+    Attributes:
+        prior: p(x) of one window.
+        store: archive of the truth, with the prior's channels and grid.
+        static: (h, w, 6) from `static_forcings`.
+        surface_geopotential: (h, w) m2 s-2; None where the archive has none.
+        cases: number of problems, spread evenly over the period.
+        period: first and last day, empty for all.
+        key: of everything that is drawn.
+        variance: "nominal" or "adaptive": of the observations, as guidance sees it.
+    """
+
+    prior: Prior
+    store: Store
+    static: np.ndarray
+    surface_geopotential: np.ndarray | None
+    cases: int
+    period: Sequence[str]
+    key: Key[Array, ""]
+    variance: str
+
+
+class Seen(NamedTuple):
+    """Observations as fields, for the file and the figures of a run.
+
+    Attributes:
+        grid: of the fields.
+        leads: (l,) timedelta64.
+        values: of a case, (l, H, W, c) physical units, NaN where nothing was observed.
+        masked: scores leave the observed cells out.
+    """
+
+    grid: Grid
+    leads: np.ndarray
+    values: Callable[[int], Fields]
+    masked: bool
+
+
+class Problem(NamedTuple):
+    """One task on some cases.
+
+    Attributes:
+        starts: (cases,) positions in the archive of the first frame of all.
+        context: known frames at the start, 0 for none.
+        overlap: frames that neighbouring windows share.
+        windows: their number.
+        leads: (l,) timedelta64 of the frames drawn, since the last known frame or else the first.
+        observe: what a window is told -> its observation; None for a free run.
+        told: (case, window) -> arrays, the same shapes for all.
+        seen: observations as fields, where they are such.
+        baseline: (case, positions among the leads) -> fields by method, NaN where it has none.
+        states: (case, first frame, number) -> what is true, or is taken as the start.
+        scored: whether the posterior is compared with `states`.
+        report: (posterior of a case (m, l, h, w, c), all physical) -> what else to say, JSON-able, and lines to print.
+    """
+
+    starts: np.ndarray
+    context: int
+    overlap: int
+    windows: int
+    leads: np.ndarray
+    observe: Callable[[PyTree], Observation] | None
+    told: Callable[[int, int], PyTree]
+    seen: Seen | None
+    baseline: Callable[[int, slice], Mapping[str, Fields]]
+    states: Callable[[int, int, int], Fields]
+    scored: bool = True
+    report: Callable[[Callable[[int], np.ndarray]], tuple[dict, list[str]]] | None = None
+
+
+def case_starts(store: Store, frames: int, period: Sequence[str], cases: int) -> np.ndarray:
+    """Positions (cases,) of the first frames of windows spread evenly over the period.
+
+    Raises:
+        ValueError: more cases than windows, or none.
+    """
+    possible = window_starts(store.times, frames, tuple(period) or None)
+    if not 1 <= cases <= possible.size:
+        raise ValueError(f"config.cases is {cases}; {store.path} has 1 to {possible.size} windows of {frames} frames.")
+    return possible[np.linspace(0, possible.size - 1, cases).round().astype(int)]
+
+
+def archive_states(s: Setting, starts: np.ndarray) -> Callable[[int, int, int], Fields]:
+    """The archive's own states, from each case's first frame on."""
+    return lambda case, first, frames: s.store.read(int(starts[case]) + first, frames)
+
+
+def told_nothing(case: int, window: int) -> None:
+    """What a window of a free run is told."""
