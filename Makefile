@@ -1,7 +1,7 @@
 # One virtual environment, made anew whenever pyproject.toml changes; every target uses it.
 SHELL := bash
 VENV ?= .venv
-EXTRAS ?= dev
+EXTRAS ?= dev,speedy
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := $(VENV)/bin/python
@@ -36,6 +36,9 @@ test: venv ## the fast tests and the examples of the docstrings
 test-slow: venv ## the tests that need minutes
 	$(PY) -m pytest -m 'slow and not device' --timeout 900
 
+test-exhaustive: venv ## every task by every method and sampler
+	$(PY) -m pytest -n $(WORKERS) -m exhaustive
+
 test-device: venv ## the tests that need an accelerator
 	$(PY) -m pytest -m device --timeout 900
 
@@ -55,4 +58,4 @@ clean: ## remove what the targets above made, except runs/ and data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv lint format test test-slow test-device demo forecast bench clean
+.PHONY: help venv lint format test test-slow test-exhaustive test-device demo forecast bench clean

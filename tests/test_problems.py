@@ -145,7 +145,7 @@ def test_protocol_of_every_sampler(sampler):
     keeps_the_protocol("sparse_obs", "mmps", sampler)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"ddim"}))
 @pytest.mark.parametrize(("task", "method"), EVERY)
 def test_protocol_of_everything(task, method, sampler):
