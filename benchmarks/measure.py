@@ -11,12 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
 from wind_jax.data.forcings import FORCING_NAMES
+from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
-from wind_jax.model.uvit import UViTConfig
+from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.prior import Prior, pure_params
+from wind_jax.sphere import Grid
 
 
 def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, ConfigDict]:
@@ -44,6 +49,23 @@ def architecture(c: ConfigDict) -> UViTConfig:
         longitude=width,
         forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
         **c.model.to_dict(),
+    )
+
+
+def random_prior(c: ConfigDict) -> Prior:
+    """A prior of an experiment for training, with random weights."""
+    model = architecture(c)
+    chosen = channels(c.data.variables or None, c.data.levels or None)
+    height, width = c.data.grid
+    one = np.ones(model.channels, np.float32)
+    return Prior(
+        params=jax.jit(lambda key: pure_params(nnx.state(UViT(model, rngs=nnx.Rngs(key)))))(jax.random.key(0)),
+        config=model,
+        statistics=Statistics(chosen, 0 * one, one, one),
+        grid=Grid(np.linspace(-90, 90, height), np.arange(width) * 360 / width),
+        frames=c.data.frames,
+        schedule_name=c.diffusion.schedule,
+        prediction=c.diffusion.prediction,
     )
 
 

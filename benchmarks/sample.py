@@ -9,39 +9,22 @@ grows linearly with the steps, so few are enough. `flop` counts the matrix produ
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from measure import architecture, arguments, compiled, median_seconds, peak_memory, report
+from measure import arguments, compiled, median_seconds, peak_memory, random_prior, report
 
-from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import time_grid
 from wind_jax.model.flops import matmul_flops
-from wind_jax.model.uvit import UViT
-from wind_jax.prior import Prior, pure_params
-from wind_jax.sphere import Grid
 from wind_jax.tasks.sparse_obs import draw_cells, measure, sparse_observation
 
 options, c = arguments(__doc__, members=4, steps=8, repeats=3)
-model = architecture(c)
-chosen = channels(c.data.variables or None, c.data.levels or None)
-height, width = c.data.grid
-one = np.ones(model.channels, np.float32)
-prior = Prior(
-    params=jax.jit(lambda key: pure_params(nnx.state(UViT(model, rngs=nnx.Rngs(key)))))(jax.random.key(0)),
-    config=model,
-    statistics=Statistics(chosen, 0 * one, one, one),
-    grid=Grid(np.linspace(-90, 90, height), np.arange(width) * 360 / width),
-    frames=c.data.frames,
-    schedule_name=c.diffusion.schedule,
-    prediction=c.diffusion.prediction,
-)
+prior = random_prior(c)
+one = np.ones(prior.config.channels, np.float32)
 key = jax.random.key(0)
 grid = time_grid(options.steps)
 x_init = initial(member_keys(key, options.members), prior.shape, grid[0], prior.schedule)
-forcings = jax.random.normal(key, (*prior.shape[:-1], model.forcings), jnp.float32)
-cells = draw_cells(key, prior.shape, chosen, fraction=0.05)
+forcings = jax.random.normal(key, (*prior.shape[:-1], prior.config.forcings), jnp.float32)
+cells = draw_cells(key, prior.shape, prior.statistics.channels, fraction=0.05)
 y = measure(np.zeros(prior.shape, np.float32), cells, one, key)
 
 

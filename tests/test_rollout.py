@@ -12,8 +12,9 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import Prior
-from wind_jax.rollout import make_chain, rollout
+from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import Grid
+from wind_jax.tasks.observation import Observation, compose
 
 GRID = Grid(np.linspace(-67.5, 67.5, 4), np.arange(8) * 45.0)
 CHAIN = make_chain(steps=64, start=0.999)
@@ -118,3 +119,82 @@ def test_bad_input(known, frames, named):
 def test_bad_chain(options, named):
     with pytest.raises(ValueError, match=named):
         make_chain(**options)
+
+
+def reference(y, variance, operators):
+    """Mean and variance by frame of x given y = A x + noise, for one cell of the AR(1), by linear algebra."""
+    lag = np.abs(np.arange(PRIOR.frames)[:, None] - np.arange(PRIOR.frames)[None])
+    return condition(np.zeros(PRIOR.frames), RHO**lag, operators, y, variance)
+
+
+def condition(mean, covariance, matrix, y, variance):
+    gain = covariance @ matrix.T @ np.linalg.inv(matrix @ covariance @ matrix.T + np.diag(variance))
+    return mean + gain @ (y - matrix @ mean), covariance - gain @ matrix @ covariance
+
+
+def compare(x, mean, variance):
+    """Samples (member, frame, latitude, longitude, 1): cells are replicates of one another."""
+    flat = x[..., 0].swapaxes(0, 1).reshape(x.shape[1], -1)
+    errors = np.abs(flat.mean(1) - mean) / np.sqrt(variance / flat.shape[1])
+    assert errors.max() < 5, errors
+    np.testing.assert_allclose(flat.var(1), variance, rtol=0.06)
+
+
+KALMAN_CHAIN = make_chain("heun", 48, 0.98)
+MEMBERS = 200
+
+
+@pytest.mark.parametrize("task", ["frames", "mean", "both"])
+def test_one_window_against_the_kalman_smoother(task):
+    """Observed frames, the mean over all frames, and both at once: a Gaussian smoother's answer in each cell."""
+    frame, mean = (lambda x: {"frame": x[2]}), (lambda x: {"mean": x.mean(0)})
+    row = np.eye(4)[2:3], np.full((1, 4), 0.25)
+    parts = {"frames": [(frame, row[0], 1.2, 0.3)], "mean": [(mean, row[1], 0.7, 0.05)]}
+    parts["both"] = parts["frames"] + parts["mean"]
+    full = np.ones((*GRID.shape, 1), np.float32)
+
+    def observe(told):
+        made = [Observation(f, jax.tree.map(lambda v: v * full, y), r) for (f, _, _, r), y in zip(parts[task], told)]
+        return compose(*made)
+
+    names = {"frames": ["frame"], "mean": ["mean"], "both": ["frame", "mean"]}[task]
+    told = [{name: np.float32(y)} for (_, _, y, _), name in zip(parts[task], names)]
+    guide = Guide(observe, "mmps", (("iterations", 3),))
+    windows = rollout(PRIOR, None, forcings(4), MEMBERS, jax.random.key(0), KALMAN_CHAIN, 0, guide, [told])
+    x = np.asarray(next(windows))
+    matrix = np.concatenate([row for _, row, _, _ in parts[task]])
+    exact = reference(np.array([y for *_, y, _ in parts[task]]), np.array([r for *_, r in parts[task]]), matrix)
+    compare(x, exact[0], np.diag(exact[1]))
+
+
+def test_reanalysis_of_several_windows_against_linear_algebra():
+    """Windows guided by their own observations and the last frame before: exact in each, near the smoother at the end."""
+    windows, noise = 3, 0.4
+    rng = np.random.default_rng(2)
+    total = 1 + windows * 3
+    y = rng.normal(size=total)
+    full = np.ones((4, *GRID.shape, 1), np.float32)
+    guide = Guide(lambda told: Observation(lambda x: x, told, noise), "mmps", (("iterations", 4),))
+    told = [full * y[3 * w : 3 * w + 4, None, None, None].astype(np.float32) for w in range(windows)]
+    drawn = rollout(PRIOR, None, forcings(total), MEMBERS, jax.random.key(1), KALMAN_CHAIN, 1, guide, told)
+    x = np.concatenate([np.asarray(frames) for frames in drawn], axis=1)
+
+    mean, covariance = reference(y[:4], np.full(4, noise), np.eye(4))
+    means, variances = list(mean), list(np.diag(covariance))
+    for w in range(1, windows):
+        # x of the new frames is A x_overlap + b + noise(C), with y of the new frames alone.
+        lag = np.abs(np.arange(4)[:, None] - np.arange(4)[None])
+        gain = (RHO**lag)[1:, :1]
+        prior_covariance = (RHO**lag)[1:, 1:] - gain @ gain.T
+        seen = y[3 * w + 1 : 3 * w + 4]
+        shift, c = condition(np.zeros(3), prior_covariance, np.eye(3), seen, np.full(3, noise))
+        slope = gain - prior_covariance @ np.linalg.inv(prior_covariance + noise * np.eye(3)) @ gain
+        new_mean = slope[:, 0] * means[-1] + shift
+        variances += list(slope[:, 0] ** 2 * variances[-1] + np.diag(c))
+        means += list(new_mean)
+    compare(x, np.array(means), np.array(variances))
+
+    lag = np.abs(np.arange(total)[:, None] - np.arange(total)[None])
+    smoother = condition(np.zeros(total), RHO**lag, np.eye(total), y, np.full(total, noise))
+    # What a later window sees does not reach back across the shared frame; at the end the answer is the smoother's.
+    assert np.abs(np.array(means) - smoother[0])[-1] < 0.2 * np.sqrt(smoother[1][-1, -1])

@@ -145,7 +145,7 @@ class Settings:
     truncation: int = 21
     seed: int = 0
     start: str = "2000-01-01"
-    spinup_days: int = 60
+    spinup_days: int = 150  # zonal means take 135 days to settle: Z500 anomalies of 730, then 150 m2 s-2
     levels: tuple[int, ...] = (100, 250, 500, 700, 850, 925, 1000)
     chunk_days: int = 5
 
