@@ -20,6 +20,7 @@ from wind_jax.data.variables import channels
 from wind_jax.evaluation import scores
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, load_prior, pure_params, save_prior
+from wind_jax.rollout import rollout
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5
@@ -296,3 +297,44 @@ def test_packaged_files_are_named_when_missing():
     assert embedded.resolve("own.npz", "prior.npz") == "own.npz"
     with pytest.raises(ValueError, match=r"'nothing\.npz'"):
         embedded.resolve("embedded", "nothing.npz")
+
+
+def test_a_run_that_is_stopped_goes_on_where_it_was(runs, inputs, tmp_path, monkeypatch):
+    """Killed in the second case between two windows: the same ensemble, and nothing is drawn twice."""
+    c = load(inputs, "forecast", tmp_path / "run")
+    drawn = []
+
+    def stopping(*args):
+        for frames in rollout(*args):
+            if len(drawn) == 3:
+                raise KeyboardInterrupt
+            drawn.append(1)
+            yield frames
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "rollout", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_with_waves(c)
+    assert [p.name for p in (tmp_path / "run").iterdir()] == [".partial"]
+
+    def counting(*args):
+        for frames in rollout(*args):
+            drawn.append(1)
+            yield frames
+
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "rollout", counting)
+        run_with_waves(c)
+    assert len(drawn) == 4
+    xarray.testing.assert_identical(posterior(tmp_path / "run"), posterior(runs["forecast"]))
+    assert not (tmp_path / "run" / ".partial").exists()
+
+
+def test_a_stopped_run_of_other_settings_is_not_gone_on_with(inputs, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(infer, "rollout", lambda *_: iter([np.zeros((MEMBERS, 2, 8, 16, len(CHANNELS)), np.float32)]))
+        patch.setattr(infer, "score", lambda *_: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception):
+            run_with_waves(load(inputs, "forecast", tmp_path / "run"))
+    run_with_waves(load(inputs, "forecast", tmp_path / "run", seed=1, figures=False))
+    assert float(posterior(tmp_path / "run")["2m_temperature"].std()) > 0.1

@@ -168,7 +168,7 @@ def test_one_window_against_the_kalman_smoother(task):
 
 
 def test_reanalysis_of_several_windows_against_linear_algebra():
-    """Windows guided by their own observations and the last frame before: exact in each, near the smoother at the end."""
+    """Windows guided by their own observations and the last frame before: each exact, the end near the smoother."""
     windows, noise = 3, 0.4
     rng = np.random.default_rng(2)
     total = 1 + windows * 3
