@@ -240,6 +240,7 @@ def test_a_network_from_its_file(inputs, tmp_path):
         ({"prior": "nowhere.npz"}, "nowhere.npz"),
         ({"data__path": "nowhere.zarr"}, "nowhere.zarr"),
         ({"data__climatology": "nowhere.npz"}, "nowhere.npz"),
+        ({"data__climatology": "prior"}, "carries no climatology"),
         ({"task__name": "nowcast"}, "'nowcast'.*sparse_obs"),
         ({"task__fraction": 1.5}, "1.5"),
         ({"task__error": -1}, "-1"),

@@ -56,7 +56,12 @@ def infer(c: ConfigDict) -> None:
     prior = load_prior(resolve(c.prior, "prior.npz"))
     statistics, channels = prior.statistics, prior.statistics.channels
     store = open_store(resolve(c.data.path, "sample.zarr"), channels)
-    fitted = Climatology.load(resolve(c.data.climatology, "climatology.npz")).select(channels)
+    fitted = prior.climatology if c.data.climatology == "prior" else Climatology.load(c.data.climatology)
+    if fitted is None:
+        raise ValueError(
+            f"The prior {c.prior!r} carries no climatology: give the file of one as config.data.climatology."
+        )
+    fitted = fitted.select(channels)
     for what, grid in (("archive", store.grid), ("climatology", fitted.grid)):
         if grid != prior.grid:
             raise ValueError(

@@ -1,6 +1,6 @@
-"""Assemble the files that the package embeds: held-out sample, climatology and prior.
+"""Assemble the files that the package embeds: held-out sample and prior.
 
-    python -m wind_jax.package --prior runs/speedy/prior.npz --data data/speedy.zarr --held_out data/speedy_heldout.zarr
+    python -m wind_jax.package --prior runs/speedy/prior.npz --held_out data/speedy_heldout.zarr
 
 The sample is an excerpt of the held-out archive, one spell of days in each season, its mantissas rounded so that it
 compresses; the prior's parameters are stored as float16.
@@ -16,8 +16,6 @@ import xarray
 import zarr
 
 from wind_jax import config as configuration
-from wind_jax.data.climatology import fit_climatology
-from wind_jax.data.store import open_store
 from wind_jax.embedded import resolve
 from wind_jax.prior import Prior, load_prior, save_prior
 
@@ -69,7 +67,6 @@ def main(argv: list[str]) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="wind_jax.package", description=__doc__.splitlines()[0])
     parser.add_argument("--prior", help="prior.npz of a training run")
-    parser.add_argument("--data", help="archive that the prior was trained on, for the climatology")
     parser.add_argument("--held_out", help="archive that it never saw, for the sample")
     parser.add_argument("--days", type=int, default=7, help="days of the sample in each season")
     parser.add_argument("--skip", type=int, default=0, help="days at the start of --held_out that are left out")
@@ -79,8 +76,6 @@ def main(argv: list[str]) -> None:
     folder = Path(__file__).parent / "embedded"
     if given.held_out:
         write_sample(excerpt(xarray.open_zarr(given.held_out), prior, given.days, given.skip), folder / "sample.zarr")
-    if given.data:
-        fit_climatology(open_store(given.data, prior.statistics.channels), None).save(folder / "climatology.npz")
     if given.prior:
         save_prior(folder / "prior.npz", prior, dtype="float16")
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.reports import Reports, read_stations
 from wind_jax.data.store import open_store
@@ -14,6 +13,7 @@ from wind_jax.data.variables import channels
 from wind_jax.diffusion.likelihood import student_t
 from wind_jax.embedded import embedded
 from wind_jax.physics import GRAVITY
+from wind_jax.prior import load_prior
 from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import check, likelihood_grad
 from wind_jax.tasks.stations import (
@@ -220,7 +220,7 @@ def test_garbage_of_a_real_report_is_found(shared_data):
     names = ["2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind", "mean_sea_level_pressure"]
     wanted = channels(names)
     store = open_store(embedded("sample.zarr"), wanted)
-    climatology = Climatology.load(embedded("climatology.npz")).select(wanted)
+    climatology = load_prior(embedded("prior.npz")).climatology.select(wanted)
     noons = np.flatnonzero(store.times.astype("datetime64[h]").astype(int) % 24 == 12)
     told = read_stations(shared_data("synop_20181102T12.csv.gz"), wanted, ["10m_wind_speed", *names])
     placed = place(told, store.grid, told.time[:1], wanted, store.static("geopotential_at_surface"))

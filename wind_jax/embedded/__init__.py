@@ -1,10 +1,10 @@
-"""What the package carries: a held-out SPEEDY sample, its climatology and a pretrained prior."""
+"""What the package carries: a held-out SPEEDY sample and a pretrained prior."""
 
 from importlib import resources
 
 
 def embedded(name: str) -> str:
-    """Path of the packaged file `name`: "prior.npz", "sample.zarr" or "climatology.npz".
+    """Path of the packaged file `name`: "prior.npz" or "sample.zarr".
 
     Raises:
         ValueError: this installation does not have it.
