@@ -128,9 +128,11 @@ def storyline(folder: Path) -> dict:
     runs = [run for run in json.loads((folder / "report.json").read_text())["storylines"] if run["case"] == 0]
     keys = [key for key in runs[0]["signal_kept"] if key.rsplit("_", 1)[0] in ("temperature", "specific_humidity")][:6]
     panels = {
-        key.replace("_", " ") + " hPa": xarray.Dataset(
-            {run["arm"]: ("lead_hours", run["signal_kept"][key]) for run in runs}, {"lead_hours": runs[0]["lead_hours"]}
+        plots.name(key.rsplit("_", 1)[0], int(key.rsplit("_", 1)[1])): xarray.Dataset(
+            {run["arm"]: ("lead_hours", run["signal_kept"][key]) for run in runs},
+            {"lead_hours": runs[0]["lead_hours"]},
+            {"units": "share kept"},
         )
         for key in keys
     }
-    return {"signal": plots.share_curves(panels, "Share of the imposed warming that is kept")}
+    return {"signal": plots.lead_curves(panels, "How much of the imposed warming is kept")}

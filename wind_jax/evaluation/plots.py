@@ -110,11 +110,12 @@ def ensemble_maps(rows: Mapping[str, xarray.Dataset], land: xarray.DataArray, ti
 
 
 def lead_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
-    """Error and spread against lead time, one panel a channel.
+    """Error and spread, or a share of a signal, against lead time, one panel a channel.
 
     Args:
         panels: label -> `posterior`, `spread`, `persistence`, `climatology` along `lead_hours`, any of them, in the
-            units of the archive; the attribute `variable` says what they are.
+            units of the archive; the attribute `variable` says what they are. Or `storyline` and `free`, with the
+            attribute `units`.
         title: of the figure.
     """
     columns = min(3, len(panels))
@@ -123,43 +124,15 @@ def lead_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
     axes = figure.subplots(rows, columns, squeeze=False)
     figure.suptitle(title, fontsize=12)
     for ax, (label, curves) in zip(axes.flat, panels.items(), strict=False):
-        _, unit, factor, _, _ = _DISPLAY.get(curves.attrs["variable"], ("", curves.attrs.get("units", ""), 1.0, 0, ""))
+        _, unit, factor, _, _ = _DISPLAY.get(
+            curves.attrs.get("variable"), ("", curves.attrs.get("units", ""), 1.0, 0, "")
+        )
         for key, curve in curves.data_vars.items():
             text, colour, line = _CURVES[key]
             ax.plot(curve["lead_hours"] / 24, curve * factor, line, color=colour, label=text, linewidth=1.6)
         ax.set_title(label, fontsize=10)
         ax.set_ylabel(_difference(unit), fontsize=9)
         ax.set_xlim(0, float(curves["lead_hours"][-1]) / 24)
-        ax.set_ylim(bottom=0)
-        _plain(ax)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    for ax in axes[-1]:
-        ax.set_xlabel("Lead time (days)", fontsize=9)
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
-    )
-    return figure
-
-
-def share_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
-    """A share of 1 against lead time, one panel a channel.
-
-    Args:
-        panels: label -> `storyline` and `free` along `lead_hours`.
-        title: of the figure.
-    """
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.4 * rows + 0.7), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    figure.suptitle(title, fontsize=12)
-    for ax, (label, curves) in zip(axes.flat, panels.items(), strict=False):
-        ax.axhline(1, color="#666666", linewidth=0.8)
-        for key, curve in curves.data_vars.items():
-            text, colour, line = _CURVES[key]
-            ax.plot(curve["lead_hours"] / 24, curve, line, color=colour, label=text, linewidth=1.6)
-        ax.set_title(label, fontsize=10)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
         _plain(ax)
     for ax in axes.flat[len(panels) :]:
@@ -167,7 +140,7 @@ def share_curves(panels: Mapping[str, xarray.Dataset], title: str) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("Lead time (days)", fontsize=9)
     figure.legend(
-        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9
     )
     return figure
 

@@ -1,0 +1,82 @@
+"""The packaged prior on the packaged sample: what is observed is kept, and what is conserved is conserved."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wind_jax.data.forcings import static_forcings
+from wind_jax.data.store import open_store
+from wind_jax.embedded import embedded
+from wind_jax.prior import load_prior
+from wind_jax.problems.problem import Setting
+from wind_jax.problems.registry import make_problem
+from wind_jax.rollout import Guide, make_chain, rollout
+from wind_jax.tasks.conservation import Columns, total
+
+pytestmark = pytest.mark.slow
+CHAIN = make_chain("ddim", 16, 0.9)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    prior = load_prior(embedded("prior.npz"))
+    store = open_store(embedded("sample.zarr"), prior.statistics.channels)
+    ground = store.static("geopotential_at_surface")
+    return Setting(prior, store, static_forcings(store), ground, 1, (), jax.random.key(0), "nominal")
+
+
+def draw(setting, problem, guide, chain=CHAIN):
+    """Two members of the first window in physical units."""
+    prior, start = setting.prior, int(problem.starts[0])
+    inputs = prior.inputs(setting.static, setting.store.times[start : start + prior.frames])
+    known = prior.statistics.normalize(problem.states(0, 0, problem.context)) if problem.context else None
+    told = [problem.told(0, 0)] if guide else None
+    x = next(rollout(prior, known, inputs, 2, jax.random.key(1), chain, problem.overlap, guide, told))
+    return prior.statistics.denormalize(np.asarray(x))
+
+
+def test_sizes():
+    prior = load_prior(embedded("prior.npz"))
+    store = open_store(embedded("sample.zarr"), prior.statistics.channels)
+    assert prior.grid == store.grid
+    assert prior.climatology is not None
+    assert len(store.times) >= 100
+
+
+def test_dry_air_mass_is_held(setting):
+    """Within 1e-5 of that of the initial state in every frame, and a hundred times nearer than without."""
+    problem = make_problem(setting, "forecast", context=2, leads=3, conserve={"dry_air_mass": 1e-6})
+    columns = Columns(setting.prior.statistics.channels, setting.prior.grid, setting.surface_geopotential)
+    target = total(problem.states(0, 1, 1), columns)[0]
+    guide = Guide(problem.observe, "mmps", (("iterations", 3),))
+    departure = {
+        name: max(np.abs(total(member, columns) / target - 1).max() for member in draw(setting, problem, g))
+        for name, g in {"free": None, "held": guide}.items()
+    }
+    assert departure["held"] < 1e-5, departure
+    assert departure["free"] > 100 * departure["held"], departure
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("spatial_downscaling", {"factor": 4, "error": 0.05, "variables": ("temperature", "u_component_of_wind")}),
+        ("temporal_downscaling", {"mean_over": 5, "error": 0.05, "variables": ("temperature", "geopotential")}),
+    ],
+)
+def test_means_are_kept(setting, task, options):
+    """The residual falls to about the stated error, from many times that."""
+    problem = make_problem(setting, task, **options)
+    told = problem.observe(problem.told(0, 0))
+    guide = Guide(problem.observe, "mmps", (("iterations", 5),))
+    ratio = {}
+    for name, g in {"free": None, "guided": guide}.items():
+        x = setting.prior.statistics.normalize(draw(setting, problem, g))
+        y_hat = jax.vmap(told.operator)(jnp.asarray(x))
+        squares = jax.tree.map(
+            lambda a, y, v: float((((a - y[None]) ** 2) / v[None]).mean()), y_hat, told.y, told.variance
+        )
+        ratio[name] = max(np.sqrt(jax.tree.leaves(squares)))
+    assert ratio["guided"] < 1.5, ratio
+    assert ratio["free"] > 5 * ratio["guided"], ratio
