@@ -15,8 +15,6 @@ from wind_jax.rollout import make_chain, rollout
 from wind_jax.sphere import bilinear
 from wind_jax.tasks import stations as network
 
-SURFACE = (TEMPERATURE, "mean_sea_level_pressure", SPEED)
-
 
 def stations(
     s: Setting,
