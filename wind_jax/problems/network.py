@@ -6,7 +6,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 
-from wind_jax.data.reports import SPEED, TEMPERATURE, Reports, leave_out, read_stations
+from wind_jax.data.reports import SPEED, Reports, leave_out, read_stations
 from wind_jax.data.store import TIME_STEP
 from wind_jax.diffusion.likelihood import gaussian, student_t
 from wind_jax.physics import GRAVITY
