@@ -1,4 +1,4 @@
-"""A 5-day ensemble forecast in which every frame keeps the dry-air mass of the initial state.
+"""A 2-day ensemble forecast in which every frame keeps the dry-air mass of the initial state.
 
     python -m wind_jax.infer --config experiments/conservation.py
     python -m wind_jax.infer --config experiments/conservation.py --config.task.leads=400 --config.cases=1
@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     c = forecast.get_config()
     c.workdir = "runs/conservation"
     c.cases = 2
+    c.task.leads = 8
 
     # Relative error by quantity: "dry_air_mass", "total_water", "energy".
     c.task.conserve = ConfigDict({"dry_air_mass": 1e-6})
