@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     c.sampler.steps = 8  # 20 are no better
     c.sampler.start = 0.98
     c.sampler.eta = 0.0
+    c.sampler.corrections = 0  # Langevin steps after each
 
     c.figures = True
     return c

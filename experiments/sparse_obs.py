@@ -39,12 +39,18 @@ def get_config() -> ConfigDict:
     c.sampler.steps = 24
     c.sampler.start = 0.9  # from 0.95 on, the packaged prior's Jacobian leads guided chains astray
     c.sampler.eta = 0.0
+    c.sampler.corrections = 0  # Langevin steps after each
 
     c.guidance = ConfigDict()
-    c.guidance.method = "mmps"  # or "dps"
+    c.guidance.method = "mmps"  # or another of docs/guidance.md
     c.guidance.variance = "nominal"  # or "adaptive"
     c.guidance.mmps = ConfigDict({"iterations": 2, "solver": "cg", "whiten": True})
     c.guidance.dps = ConfigDict({"scale": 1.0})
+    c.guidance.sda = ConfigDict({"gamma": 1.0})
+    c.guidance.pgdm = ConfigDict({"iterations": 8, "solver": "cg"})
+    c.guidance.diffpir = ConfigDict({"strength": 1.0, "iterations": 3, "solver": "cg"})
+    c.guidance.repaint = ConfigDict({"resamplings": 3})
+    c.guidance.tds = ConfigDict({"threshold": 0.5, "spread": 1.0})
 
     c.figures = True
     return c

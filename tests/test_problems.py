@@ -212,5 +212,5 @@ def test_bad_tasks_are_named(task, options, message):
 
 
 def test_every_task_is_here():
-    """Those that need more of an atmosphere than this one has are in test_experiments.py."""
+    """Those that need more of an atmosphere than this one has are in test_embedded.py."""
     assert set(TASKS) | {"stations", "warming"} == set(PROBLEMS)

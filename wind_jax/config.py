@@ -74,7 +74,7 @@ def read(path: str) -> ConfigDict:
 
 def to_json(config: ConfigDict) -> str:
     """The configuration as JSON text; a tuple becomes a list, a function (an operator of the user's) its name."""
-    return json.dumps(config.to_dict(), indent=2, default=lambda f: f"{f.__module__}.{f.__qualname__}")
+    return json.dumps(config.to_dict(), indent=2, default=lambda f: getattr(f, "__qualname__", repr(f)))
 
 
 def command(run: Callable[[list[str]], None]) -> NoReturn:

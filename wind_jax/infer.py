@@ -26,7 +26,10 @@ from rich.console import Console
 from wind_jax import config as configuration
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
+from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, open_store
+from wind_jax.data.variables import NON_NEGATIVE
+from wind_jax.diffusion.posterior import check_selection
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
 from wind_jax.prior import Prior, load_prior
@@ -84,7 +87,15 @@ def infer(c: ConfigDict) -> None:
         check_guide(guide)
         typical = jnp.broadcast_to(prior.mean(jnp.asarray(prior.inputs(static, begins[:1]))), prior.shape)
         for window in range(min(problem.windows, 2)):
-            check(problem.observe(problem.told(0, window)), prior.shape, typical)
+            observation = problem.observe(problem.told(0, window))
+            check(observation, prior.shape, typical)
+            if guide.method == "repaint":
+                check_selection(observation, typical)
+        if guide.method == "tds" and (problem.windows > 1 or len(batches) > 1):
+            raise ValueError(
+                f"The members of TDS compete, within one window and all at once: it cannot run {problem.windows} "
+                f"windows in {len(batches)} batches. Set config.member_batch to config.members, or choose another method."
+            )
 
     with results(c.workdir, c.task.name, configuration.to_json(c)) as folder:
         # ------------------------------------------------------------------------------------- truth and observations
@@ -116,8 +127,8 @@ def infer(c: ConfigDict) -> None:
                         known = statistics.normalize(problem.states(case, 0, problem.context))
                     told = (problem.told(case, window) for window in range(first, problem.windows))
                     drawn = rollout(
-                        prior, known, inputs, batch, jax.random.fold_in(keys[1], case), chain, problem.overlap, guide,
-                        told, first,
+                        prior, known, inputs, batch, jax.random.fold_in(keys[1], problem.event(case)), chain,
+                        problem.overlap, guide if problem.guided(case) else None, told, first,
                     )  # fmt: skip
                     for window, frames in enumerate(drawn, first):
                         x = np.asarray(frames)
@@ -125,13 +136,11 @@ def infer(c: ConfigDict) -> None:
                         if not np.isfinite(x).all():
                             raise ValueError(diverged(case, window, guide, problem, known))
                         members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
-                        fields = statistics.denormalize(x[: members.stop - members.start, : lead.stop - lead.start])
+                        fields = physical(statistics, x[: members.stop - members.start, : lead.stop - lead.start])
                         posterior.write(case, lead, fields, members=members)
                         known = last_frames(known, x, problem.overlap)
                         position.mark(case, batch.start, window + 1, known)
                         bar.update()
-        position.remove()
-
         # ----------------------------------------------------------------------------------------------------- scores
         found = score(posterior, truth, problem, fitted) if problem.scored else []
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -150,6 +159,7 @@ def infer(c: ConfigDict) -> None:
             )
             for name, figure in figures.draw(c.task.name, folder, found, land).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
+        position.remove()  # what failed until here is gone on with
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]
@@ -175,6 +185,14 @@ def new_leads(problem: Problem, frames: int, window: int) -> slice:
     first = window * new + (problem.overlap if window and not problem.context else 0)
     size = new if window or problem.context else frames
     return slice(first, min(first + size, len(problem.leads)))
+
+
+def physical(statistics: Statistics, x: np.ndarray) -> np.ndarray:
+    """Members in physical units, without the negative rain and humidity of a prior that knows no such bound."""
+    fields = statistics.denormalize(x)
+    bounded = [i for i, channel in enumerate(statistics.channels) if channel.name in NON_NEGATIVE]
+    fields[..., bounded] = np.maximum(fields[..., bounded], 0.0)
+    return fields
 
 
 def last_frames(known: np.ndarray | None, drawn: np.ndarray, overlap: int) -> np.ndarray:

@@ -85,3 +85,16 @@ def test_refused(y, variance, message):
 def test_compose_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         compose()
+
+
+def test_difference_operators_pass_and_what_cannot_be_differentiated_is_named():
+    x = (2, 3, 4, 1)
+    check(Observation(lambda x: jnp.roll(x, -1, 2) - x, np.zeros(x), 1.0), x)
+    for operator, message in [
+        (lambda x: jnp.asarray(np.asarray(x).sum()), "cannot be differentiated"),
+        (lambda x: x.sum() * jnp.nan, "not finite for a plausible state"),
+        (lambda x: jnp.sqrt((x**2).sum()), "gradient .* is not finite"),
+        (lambda x: jax.lax.stop_gradient(x).sum(), "does not depend on the state"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            check(Observation(operator, 0.0, 1.0), x)

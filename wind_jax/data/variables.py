@@ -31,6 +31,10 @@ SURFACE_VARIABLES = {
 _TRANSFORMS = {"total_precipitation_6hr": "log_precipitation"}
 
 
+NON_NEGATIVE = ("specific_humidity", "total_precipitation_6hr")
+"""Variables that cannot be below 0."""
+
+
 @dataclass(frozen=True)
 class Channel:
     """One field of the state.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
-from wind_jax.diffusion.likelihood import ObservationLike, effective_variance, misfit
+from wind_jax.diffusion.likelihood import ObservationLike, effective_variance, misfit, signal_power
 from wind_jax.diffusion.schedule import Schedule
 from wind_jax.diffusion.solve import SOLVERS
 
@@ -34,6 +34,7 @@ from wind_jax.diffusion.solve import SOLVERS
 class _Linearised(NamedTuple):
     """An observation seen from x0_hat; every leaf has a leading axis of members."""
 
+    x0_hat: Array  # with known frames as they are
     alpha: Array  # these three broadcast to x_t
     sigma: Array
     known: Array  # the frames at time 0
@@ -44,17 +45,16 @@ class _Linearised(NamedTuple):
     adjoint: Callable[[PyTree], Array]  # A'^T
 
 
-def _linearise(
-    observation: ObservationLike, schedule: Schedule, x0_hat: Array, x_t: Array, t: Array
-) -> tuple[Array, _Linearised]:
-    """x0_hat with known frames as they are, and the observation there."""
+def _linearise(observation: ObservationLike, schedule: Schedule, x0_hat: Array, x_t: Array, t: Array) -> _Linearised:
+    """The observation at x0_hat."""
     t_x = expand_like(t, x_t)
     known = jnp.broadcast_to(t_x == 0, (x_t.shape[0], *t_x.shape[1:]))
     x0_hat = jnp.where(known, x_t, x0_hat)
     y_hat, push = jax.linearize(jax.vmap(observation.operator), x0_hat)
     transpose = jax.linear_transpose(push, x0_hat)
     residual = jax.vmap(lambda y_hat: misfit(observation, y_hat))(y_hat)
-    return x0_hat, _Linearised(
+    return _Linearised(
+        x0_hat=x0_hat,
         alpha=schedule.alpha(t_x),
         sigma=schedule.sigma(t_x),
         known=known,
@@ -75,13 +75,13 @@ def _guided(
 
     def guided(x_t, t):
         x0_hat, pullback = jax.vjp(lambda x_t: denoiser(x_t, t), x_t)
-        x0_hat, at = _linearise(observation, schedule, x0_hat, x_t, t)
+        at = _linearise(observation, schedule, x0_hat, x_t, t)
         gamma = jnp.where(at.known, 0, at.sigma**2 / at.alpha)
 
         def covariance(v):  # gamma J^T; known frames neither move nor carry anything
             return gamma * pullback(jnp.where(at.known, 0, v))[0]
 
-        return x0_hat + covariance(at.adjoint(weigh(at, covariance)))
+        return at.x0_hat + covariance(at.adjoint(weigh(at, covariance)))
 
     return guided
 
@@ -94,29 +94,30 @@ def dps(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, sc
         observation: The task.
         schedule: Noise schedule.
         scale: None uses the observation's variance. A number gives the published form, where the gradient is
-            that of -scale |y - A(x0_hat)| over all of y, and the variance plays no part.
+            that of -scale |y - A(x0_hat)| over all of y, in units of the noise's standard deviation: y may hold K
+            and Pa.
     """
 
     def weigh(at, covariance):
         if scale is None:
             return jax.tree.map(jnp.divide, at.residual, at.variance)
-        squares = jax.tree.map(lambda r: (r**2).reshape(r.shape[0], -1).sum(1), at.residual)
+        squares = jax.tree.map(lambda r, v: (r**2 / v).reshape(r.shape[0], -1).sum(1), at.residual, at.variance)
         norm = jnp.sqrt(jax.tree.reduce(jnp.add, squares))
         factor = scale / jnp.where(norm > 0, norm, 1)
-        return jax.tree.map(lambda r: expand_like(factor, r) * r, at.residual)
+        return jax.tree.map(lambda r, v: expand_like(factor, r) * r / v, at.residual, at.variance)
 
     return _guided(denoiser, observation, schedule, weigh)
 
 
-def sda(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, gamma: float = 1e-2) -> Denoiser:
+def sda(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, gamma: float = 1.0) -> Denoiser:
     """Score-based data assimilation (arXiv 2306.10574, eq. 15): the covariance of x0_hat is gamma (sigma / alpha)^2.
 
     Args:
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
-        gamma: Of the order of the prior's variance. Where frames have times of their own, y sees the mean of
-            (sigma / alpha)^2 over those that carry noise.
+        gamma: Of the order of the prior's variance, as y sees it (`signal_power`). Where frames have times of their
+            own, y sees the mean of (sigma / alpha)^2 over those that carry noise.
 
     Raises:
         ValueError: A negative gamma.
@@ -128,7 +129,9 @@ def sda(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, ga
         ratio = jnp.where(at.known, 0, (at.sigma / at.alpha) ** 2).reshape(at.known.shape[0], -1)
         noisy = (~at.known).reshape(ratio.shape).astype(ratio.dtype)
         extra = gamma * ratio.sum(1) / jnp.maximum(noisy.sum(1), 1)
-        return jax.tree.map(lambda r, v: r / (v + expand_like(extra, v)), at.residual, at.variance)
+        power = jax.vmap(lambda x: signal_power(observation.operator, x))(at.x0_hat)
+        weight = lambda r, v, p: r / (v + expand_like(extra * p, v))
+        return jax.tree.map(weight, at.residual, at.variance, power)
 
     return _guided(denoiser, observation, schedule, weigh)
 
@@ -157,7 +160,7 @@ def pgdm(
     return _guided(denoiser, observation, schedule, weigh)
 
 
-def tmpd(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule) -> Denoiser:
+def tmpd(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, whiten: bool = True) -> Denoiser:
     """Tweedie moment projected diffusion (arXiv 2310.06721, eq. 12): the covariance of y by its row sums, a diagonal.
 
     Row sums that a learned Jacobian makes negative count as zero.
@@ -166,11 +169,14 @@ def tmpd(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule) -
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
+        whiten: Sum rows in units of the noise's standard deviation: y may hold K and Pa.
     """
 
     def weigh(at, covariance):
-        rows = at.operator(covariance(at.adjoint(jax.tree.map(jnp.ones_like, at.residual))))
-        return jax.tree.map(lambda r, v, s: r / (v + jnp.maximum(s, 0)), at.residual, at.variance, rows)
+        unit = jax.tree.map(jnp.sqrt if whiten else jnp.ones_like, at.variance)
+        rows = at.operator(covariance(at.adjoint(jax.tree.map(lambda u: 1 / u, unit))))
+        weight = lambda r, v, u, s: r / (v + u * jnp.maximum(s, 0))
+        return jax.tree.map(weight, at.residual, at.variance, unit, rows)
 
     return _guided(denoiser, observation, schedule, weigh)
 
@@ -229,10 +235,10 @@ def diffpir(
         raise ValueError(f"DiffPIR's strength must be positive, got {strength}.")
 
     def guided(x_t, t):
-        x0_hat, at = _linearise(observation, schedule, denoiser(x_t, t), x_t, t)
+        at = _linearise(observation, schedule, denoiser(x_t, t), x_t, t)
         precision = strength * (at.alpha / at.sigma) ** 2
         back = lambda w: jnp.where(at.known, 0, at.adjoint(jax.tree.map(jnp.divide, w, at.variance)))
-        return x0_hat + solve(lambda v: back(at.operator(v)) + precision * v, back(at.residual))
+        return at.x0_hat + solve(lambda v: back(at.operator(v)) + precision * v, back(at.residual))
 
     return guided
 

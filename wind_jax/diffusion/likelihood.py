@@ -102,6 +102,31 @@ def effective_variance(observation: ObservationLike, residual: PyTree) -> PyTree
     return jax.tree.map(leaf, likelihoods, residual, noise_variance(observation, residual))
 
 
+def signal_power(operator: Callable[[Array], PyTree], x: Array) -> PyTree:
+    """Variance that a state of unit variance gives to y: the mean of the diagonal of A' A'^T, leaf by leaf.
+
+    By Hutchinson's estimate with one vector of random signs, which is exact for an operator that selects.
+
+    Args:
+        operator: of one member.
+        x: one member, where the operator is linearised.
+
+    Returns:
+        A tree like y, of numbers.
+    """
+    y_hat, pullback = jax.vjp(operator, x)
+    leaves, tree = jax.tree.flatten(y_hat)
+
+    def power(i):
+        signs = [
+            jax.random.rademacher(jax.random.key(i), leaf.shape, leaf.dtype) if i == j else jnp.zeros_like(leaf)
+            for j, leaf in enumerate(leaves)
+        ]
+        return (pullback(tree.unflatten(signs))[0] ** 2).sum() / leaves[i].size
+
+    return tree.unflatten([power(i) for i in range(len(leaves))])
+
+
 def log_density(observation: ObservationLike, residual: PyTree) -> Array:
     """Log likelihood of all of y given one member's residual, up to a constant; an adaptive variance is held fixed."""
     variance = jax.lax.stop_gradient(noise_variance(observation, residual))

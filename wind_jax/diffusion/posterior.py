@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from wind_jax.diffusion.denoiser import Denoiser
+from wind_jax.diffusion.denoiser import Denoiser, expand_like
 from wind_jax.diffusion.guidance import METHODS, guide
 from wind_jax.diffusion.likelihood import ObservationLike, misfit
 from wind_jax.diffusion.samplers import Step, ddim, levels, normal, sample
@@ -69,6 +69,32 @@ def check_method(method: str, options: dict) -> None:
         raise ValueError(f"Guidance by {method} has no option {unknown}; it has {known}.")
 
 
+def check_selection(observation: ObservationLike, x: Float[Array, "..."]) -> None:
+    """Checks that an operator selects values of x, each at most once, as RePaint needs it.
+
+    Args:
+        observation: of one member.
+        x: any member.
+
+    Raises:
+        ValueError: the operator does something else.
+    """
+    try:
+        scatter = jax.linear_transpose(observation.operator, x)
+        z = jax.tree.map(lambda y: jax.random.normal(jax.random.key(0), y.shape, y.dtype), observation.operator(x))
+        back = observation.operator(scatter(z)[0])
+        selects = all(
+            bool(jnp.allclose(a, b, atol=1e-5)) for a, b in zip(*map(jax.tree.leaves, (back, z)), strict=True)
+        )
+    except NotImplementedError:
+        selects = False
+    if not selects:
+        raise ValueError(
+            "RePaint needs an operator that selects values of x in model units, such as that of sparse_obs; this one "
+            'does something else: choose another method, such as "mmps".'
+        )
+
+
 def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> Step:
     """RePaint (arXiv 2201.09865, algorithm 1): observed values are put into x_s, as noisy as it is, again and again.
 
@@ -95,14 +121,15 @@ def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> S
         nominal = lambda v, y: jnp.zeros_like(y) if isinstance(v, str) else jnp.zeros_like(y) + jnp.asarray(v, y.dtype)
         noise = jax.tree.map(nominal, jax.tree.broadcast(observation.variance, y), y)
         values, variance = scatter(y)[0], scatter(noise)[0]
-        seen = scatter(jax.tree.map(jnp.ones_like, y))[0] > 0
+        # Frames that wait, and known ones, are not painted.
+        seen = (scatter(jax.tree.map(jnp.ones_like, y))[0] > 0)[None] & (expand_like(t > s, x_t) > 0)
 
         def once(i, x_t, last):
             fold = lambda j: jax.vmap(lambda key: jax.random.fold_in(key, 3 * i + j))(keys)
             x_s = step(denoiser, x_t, t, s, schedule, fold(0))
             spread = jnp.sqrt(sigma_s**2 + alpha_s**2 * variance[None])
             painted = alpha_s * values[None] + spread * normal(fold(1), x_t.shape[1:], x_t.dtype)
-            x_s = jnp.where(seen[None], painted, x_s)
+            x_s = jnp.where(seen, painted, x_s)
             if last:
                 return x_s
             growth = (sigma_t / alpha_t) ** 2 - (sigma_s / alpha_s) ** 2

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wind_jax.diffusion.denoiser import Denoiser, broadcast_time, expand_like
-from wind_jax.diffusion.likelihood import ObservationLike, misfit, noise_variance
+from wind_jax.diffusion.likelihood import ObservationLike, misfit, noise_variance, signal_power
 from wind_jax.diffusion.samplers import levels, normal
 from wind_jax.diffusion.schedule import Schedule
 
@@ -30,7 +30,7 @@ def twisted(
     x_init: Float[Array, "b ..."],
     grid: Float[Array, "..."],
     schedule: Schedule,
-    keys: Array,
+    keys: Array | None,
     threshold: float = 0.5,
     spread: float = 1.0,
 ) -> tuple[Float[Array, "b ..."], Weights]:
@@ -52,7 +52,7 @@ def twisted(
         schedule: Noise schedule.
         keys: One a member.
         threshold: In [0, 1]; 1 resamples at every step.
-        spread: Variance of x given pure noise, in units of y squared: of the order of A A^T.
+        spread: Variance of x given pure noise, of the order of 1; y sees it as `signal_power` says.
 
     Returns:
         Members (b, ...), and what became of them.
@@ -66,18 +66,20 @@ def twisted(
         raise ValueError(f"TDS resamples below a share of the members in [0, 1], got threshold={threshold}.")
     members = x_init.shape[0]
     grid = jnp.asarray(grid, x_init.dtype)
+    power = signal_power(observation.operator, x_init[0])
     ancestors_type = jnp.arange(members).dtype
     common = jax.random.fold_in(keys[0], 1)  # resampling is one draw for all members
 
     def log_twist(x0_hat, extra):
         residual = jax.vmap(lambda x: misfit(observation, observation.operator(x)))(x0_hat)
 
-        def leaf(r, v):
-            v = v + expand_like(extra, v)
-            return (-0.5 * (r**2 / v + jnp.log(v))).reshape(members, -1).sum(1)
+        def leaf(density, r, v, p):
+            v = v + expand_like(extra * p, v)
+            return (density(r, v) - 0.5 * jnp.log(v)).reshape(members, -1).sum(1)
 
         variance = jax.vmap(lambda r: jax.lax.stop_gradient(noise_variance(observation, r)))(residual)
-        return jax.tree.reduce(jnp.add, jax.tree.map(leaf, residual, variance))
+        densities = jax.tree.broadcast(observation.log_likelihood, residual)
+        return jax.tree.reduce(jnp.add, jax.tree.map(leaf, densities, residual, variance, power))
 
     def resample(key, log_weights, trees, always=False):
         weights = jax.nn.softmax(log_weights)

@@ -196,5 +196,6 @@ def made_up(
         noise = rng.normal(size=points.y.size)
         wrong = rng.uniform(size=points.y.size) < gross_errors
         value[name == variable] = np.asarray(exact[variable]) + points.error * np.where(wrong, 60 * noise, noise)
-    value = np.where(np.isin(name, (SPEED,)), np.maximum(value, 0), value)
+    value = np.where(name == SPEED, np.maximum(value, 0), value)
+    value = np.where(name == network.RAIN, (10 ** np.clip(value, 0, 4) - 1) / 1000, value)  # compared as logarithms
     return Reports(**{**{f: getattr(blank, f) for f in vars(blank)}, "value": value})

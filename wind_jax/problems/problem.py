@@ -69,6 +69,8 @@ class Problem(NamedTuple):
         seen: observations as fields, where they are such.
         baseline: (case, positions among the leads) -> fields by method, NaN where it has none.
         states: (case, first frame, number) -> what is true, or is taken as the start.
+        guided: whether a case is; all are, unless it says otherwise.
+        event: number whose noise a case shares: runs that are to be compared differ in nothing else.
         scored: whether the posterior is compared with `states`.
         report: (posterior of a case (m, l, h, w, c), all physical) -> what else to say, JSON-able, and lines to print.
     """
@@ -83,6 +85,8 @@ class Problem(NamedTuple):
     seen: Seen | None
     baseline: Callable[[int, slice], Mapping[str, Fields]]
     states: Callable[[int, int, int], Fields]
+    guided: Callable[[int], bool] = lambda case: True
+    event: Callable[[int], int] = lambda case: case
     scored: bool = True
     report: Callable[[Callable[[int], np.ndarray]], tuple[dict, list[str]]] | None = None
 

@@ -17,7 +17,6 @@ from wind_jax.tasks.warming import (
 )
 
 ARMS = ("control", "free", "storyline")
-_UNSEEN = 1e12  # times the variance: an observation that pulls at nothing
 
 
 def warming(
@@ -53,6 +52,12 @@ def warming(
     new, frames = prior.frames - context, context + windows * (prior.frames - context)
     starts = np.repeat(case_starts(s.store, frames, s.period, s.cases), len(ARMS))
     by_level = {int(level): dT for level, dT in kelvin.items()} if isinstance(kelvin, Mapping) else kelvin
+    near_surface = by_level[max(by_level)] if isinstance(by_level, Mapping) else by_level
+    if not near_surface:
+        raise ValueError(f"A storyline needs a warming other than 0 K near the surface, got {kelvin}.")
+    names = {c.name for c in statistics.channels}
+    if missing := sorted({"2m_temperature", "total_precipitation_6hr"} - names):
+        raise ValueError(f"A storyline's report needs {missing}, which the prior does not have.")
     mask = region(prior.grid, latitude, longitude)
     cells = coarsening(prior.grid, factor)
     event = archive_states(s, starts)
@@ -64,18 +69,11 @@ def warming(
     def states(case, first, count):
         return event(case, first, count) if arm(case) == "control" else warmer(case, first, count)
 
-    def observe(told):
-        fields, scale = told
-        observation = large_scale_observation(fields, cells, statistics, variables, error, mask)
-        return observation._replace(variance={k: v * scale for k, v in observation.variance.items()})
-
     def told(case, window):
-        scale = np.float32(1.0 if arm(case) == "storyline" else _UNSEEN)
-        return states(case, window * new, prior.frames).astype(np.float32), scale
+        return states(case, window * new, prior.frames).astype(np.float32)
 
     def report(posterior):
         hours, out, lines = lead_hours(lead_times(leads)), [], []
-        near_surface = by_level[max(by_level)] if isinstance(by_level, Mapping) else by_level
         for first in range(0, len(starts), len(ARMS)):
             control, *others = (posterior(first + i).mean(0) for i in range(len(ARMS)))
             imposed = warmer(first, context, leads) - event(first, context, leads)
@@ -111,11 +109,13 @@ def warming(
         overlap=context,
         windows=windows,
         leads=lead_times(leads),
-        observe=observe,
+        observe=lambda fields: large_scale_observation(fields, cells, statistics, variables, error, mask),
         told=told,
         seen=None,
         baseline=lambda case, lead: {},
         states=states,
+        guided=lambda case: arm(case) == "storyline",
+        event=lambda case: case // len(ARMS),
         scored=False,
         report=report,
     )

@@ -94,7 +94,9 @@ def check(observation: Observation, shape: Sequence[int], x: Array | np.ndarray 
     try:
         y_hat, pullback = jax.vjp(observation.operator, x)
         misfit(observation, y_hat)
-        gradient = pullback(jax.tree.map(jnp.ones_like, y_hat))[0]
+        # Random, as the rows of a difference operator sum to 0.
+        direction = lambda y: jax.random.normal(jax.random.key(0), y.shape, y.dtype)
+        gradient = pullback(jax.tree.map(direction, y_hat))[0]
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, TypeError) as error:
         raise ValueError(
             "The observation's operator cannot be differentiated: write it in jax.numpy, without converting to numpy, "
