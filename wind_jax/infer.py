@@ -94,7 +94,7 @@ def infer(c: ConfigDict) -> None:
         if guide.method == "tds" and (problem.windows > 1 or len(batches) > 1):
             raise ValueError(
                 f"The members of TDS compete, within one window and all at once: it cannot run {problem.windows} "
-                f"windows in {len(batches)} batches. Set config.member_batch to config.members, or choose another method."
+                f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
 
     with results(c.workdir, c.task.name, configuration.to_json(c)) as folder:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
@@ -45,7 +46,9 @@ class _Linearised(NamedTuple):
     adjoint: Callable[[PyTree], Array]  # A'^T
 
 
-def _linearise(observation: ObservationLike, schedule: Schedule, x0_hat: Array, x_t: Array, t: Array) -> _Linearised:
+def _linearise(
+    observation: ObservationLike, schedule: Schedule, x0_hat: ArrayLike, x_t: ArrayLike, t: ArrayLike
+) -> _Linearised:
     """The observation at x0_hat."""
     t_x = expand_like(t, x_t)
     known = jnp.broadcast_to(t_x == 0, (x_t.shape[0], *t_x.shape[1:]))
