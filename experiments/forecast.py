@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     c.task.context = 4  # known frames at the start of each window; fewer are quicker and worse
     c.task.leads = 20  # new frames, 6 h apart
 
-    c.cases = 4  # start times, spread evenly over the period
+    c.cases = 2  # start times, spread evenly over the period
     c.members = 8
     c.member_batch = 0  # members run together, 0: by memory
 

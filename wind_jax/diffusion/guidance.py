@@ -47,7 +47,7 @@ class _Linearised(NamedTuple):
 
 
 def _linearise(
-    observation: ObservationLike, schedule: Schedule, x0_hat: ArrayLike, x_t: ArrayLike, t: ArrayLike
+    observation: ObservationLike, schedule: Schedule, x0_hat: Array, x_t: Array, t: ArrayLike
 ) -> _Linearised:
     """The observation at x0_hat."""
     t_x = expand_like(t, x_t)
