@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
 
     c.task = ConfigDict()
     c.task.name = "forecast"
-    c.task.context = 4  # known frames at the start of each window; fewer are quicker and worse
+    c.task.context = 2  # known frames at the start of each window
     c.task.leads = 20  # new frames, 6 h apart
 
     c.cases = 2  # start times, spread evenly over the period
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
 
     c.sampler = ConfigDict()
     c.sampler.name = "ddim"  # or "euler", "heun"
-    c.sampler.steps = 8  # 20 are no better
+    c.sampler.steps = 20
     c.sampler.start = 0.98
     c.sampler.eta = 0.0
     c.sampler.corrections = 0  # Langevin steps after each

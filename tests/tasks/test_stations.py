@@ -216,7 +216,7 @@ def test_quality_control_refuses():
 
 
 def test_garbage_of_a_real_report_is_found(shared_data):
-    """Free samples are the climatology of the date with the packaged noons' anomalies, five independent weeks."""
+    """Free samples are the climatology of the date with the packaged noons' anomalies, four independent weeks."""
     names = ["2m_temperature", "10m_u_component_of_wind", "10m_v_component_of_wind", "mean_sea_level_pressure"]
     wanted = channels(names)
     store = open_store(embedded("sample.zarr"), wanted)
@@ -231,5 +231,5 @@ def test_garbage_of_a_real_report_is_found(shared_data):
     keep, rejected = quality_control(told, placed, expected)
     found = {(r.station, r.variable, round(r.value, 1)) for r in rejected}
     assert {("67201", "2m_temperature", 372.2), ("89666", "10m_wind_speed", 349.0)} <= found
-    assert all(keep[told.variable == name].mean() > 0.98 for name in placed)
+    assert min(keep[told.variable == name].mean() for name in placed) > 0.95
     assert len(rejected) == (~keep).sum()
