@@ -1,7 +1,7 @@
 # One virtual environment, made anew whenever pyproject.toml changes; every target uses it.
 SHELL := bash
 VENV ?= .venv
-EXTRAS ?= dev,speedy
+EXTRAS ?= dev
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := $(VENV)/bin/python

@@ -80,7 +80,7 @@ class Prior:
         """The climatology among the `inputs`, (..., t, h, w, c) in model units; 0 where there is none."""
         return 0.0 if self.climatology is None else inputs[..., len(FORCING_NAMES) :]
 
-    def denoiser(self, inputs: Float[Array, "*b t h w f"]) -> Denoiser:
+    def denoiser(self, inputs: Float[Array | np.ndarray, "*b t h w f"]) -> Denoiser:
         """The map (x_t, t) -> E[x | x_t] in model units.
 
         Args:
