@@ -50,7 +50,7 @@ def broadcast_time(t: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.broadcast_to(t.reshape(t.shape + (1,) * (len(levels) - t.ndim)), levels)
 
 
-def about(mean: Float[Array, "..."], denoiser: Denoiser, schedule: Schedule) -> Denoiser:
+def about(mean: ArrayLike, denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     """The denoiser of x, from `denoiser` of the anomaly x - mean: x_t - alpha mean is the anomaly, equally noisy.
 
     Args:
