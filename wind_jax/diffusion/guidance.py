@@ -17,7 +17,7 @@ other. With a time per frame, gamma is per frame, and frames at time 0 are known
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -285,10 +285,24 @@ def guide(
     Raises:
         ValueError: An unknown method, or an option that it does not have.
     """
-    if method not in METHODS:
-        raise ValueError(f"Unknown guidance method {method!r}: expected one of {', '.join(METHODS)}.")
-    accepted = list(inspect.signature(METHODS[method]).parameters)[3:]
-    unknown = [name for name in options if name not in accepted]
-    if unknown:
-        raise ValueError(f"Guidance by {method} has no option {unknown}; it has {accepted}.")
+    check_options(METHODS, method, options)
     return METHODS[method](denoiser, observation, schedule, **options)
+
+
+def check_options(methods: Mapping[str, Callable], method: str, options: Mapping[str, object]) -> None:
+    """Checks names, before anything is traced.
+
+    Args:
+        methods: functions by name; their arguments with a default are the options.
+        method: one of them.
+        options: by name.
+
+    Raises:
+        ValueError: An unknown method, or an option that it does not have.
+    """
+    if method not in methods:
+        raise ValueError(f"Unknown guidance method {method!r}: expected one of {', '.join(methods)}.")
+    parameters = inspect.signature(methods[method]).parameters.values()
+    known = [p.name for p in parameters if p.default is not p.empty]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"Guidance by {method} has no option {unknown}; it has {known}.")

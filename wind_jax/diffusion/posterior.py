@@ -4,14 +4,12 @@
 (`diffusion/smc.py`) is a sampler of its own, whose members compete.
 """
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
-from wind_jax.diffusion.guidance import METHODS, guide
+from wind_jax.diffusion.guidance import METHODS, check_options, guide
 from wind_jax.diffusion.likelihood import ObservationLike, misfit
 from wind_jax.diffusion.samplers import Step, ddim, levels, normal, sample
 from wind_jax.diffusion.schedule import Schedule
@@ -60,13 +58,7 @@ def check_method(method: str, options: dict) -> None:
     Raises:
         ValueError: An unknown method, or an option that it does not have.
     """
-    functions = METHODS | {"repaint": repaint, "pgdm_step": pgdm_step, "tds": twisted}
-    if method not in functions:
-        raise ValueError(f"Unknown guidance method {method!r}: expected one of {', '.join(functions)}.")
-    parameters = inspect.signature(functions[method]).parameters.values()
-    known = [p.name for p in parameters if p.default is not p.empty]
-    if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"Guidance by {method} has no option {unknown}; it has {known}.")
+    check_options(METHODS | {"repaint": repaint, "pgdm_step": pgdm_step, "tds": twisted}, method, options)
 
 
 def check_selection(observation: ObservationLike, x: Float[Array, "..."]) -> None:
