@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import synthetic
+from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
 from wind_jax.data.climatology import fit_climatology
@@ -163,3 +164,13 @@ def test_dry_run_needs_no_data(tmp_path, capsys):
     assert "M parameters" in printed
     assert "per device" in printed
     assert not (tmp_path / "run").exists()
+
+
+def test_a_specialist_improves_on_interpolation(archive, tmp_path):
+    c = config(archive, str(tmp_path))
+    c.specialist = ConfigDict({"name": "temporal_downscaling", "mean_over": 3})
+    train(c)
+    last = metrics(tmp_path)[-1]
+    assert last["validation/relative_rmse"] < 0.95
+    with pytest.raises(ValueError, match="temporal_downscaling alone"):
+        load_prior(tmp_path / "prior.npz").denoiser(np.zeros((3, 8, 16, 13), np.float32))

@@ -38,6 +38,7 @@ from wind_jax.progress import Progress
 from wind_jax.sphere import cell_area
 from wind_jax.training.checkpoint import Checkpointer
 from wind_jax.training.mesh import batch_sharding, make_mesh, put_batch, replicated
+from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
 from wind_jax.training.state import (
     abstract_state,
     init_state,
@@ -58,6 +59,7 @@ FIXED = (
     "model",
     "diffusion",
     "batch_size",
+    "specialist",
 )
 
 
@@ -94,11 +96,13 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     patterns = Patterns(**c.diffusion.patterns.to_dict())
     shardings = state_sharding(model, optimizer, mesh)
 
-    def make_step(weights):
+    def make_step(weights, guess=None):
         def loss(params, batch, key):
             network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
-            x = batch["x"] - batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else batch["x"]
-            return diffusion_forcing_loss(network, x, key, schedule, weights, c.diffusion.prediction, patterns)
+            x, mean = batch["x"], batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else 0.0
+            if guess:
+                return specialist_loss(estimate(network, jax.vmap(guess)(x), mean), x, weights)
+            return diffusion_forcing_loss(network, x - mean, key, schedule, weights, c.diffusion.prediction, patterns)
 
         return make_train_step(loss, optimizer, c.ema, c.seed, shardings)
 
@@ -106,9 +110,10 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
-    ones = jnp.ones((height, 1, len(chosen)), jnp.float32)
+    task = c.get("specialist")  # what is trained is a prior, unless the config names one task
+    step_before_data = make_step(jnp.ones((height, 1, len(chosen)), jnp.float32), (lambda x: x) if task else None)
     # What is wrong with model or diffusion shows here, before any data are read.
-    jax.eval_shape(make_step(ones), abstract, {"x": x, "inputs": inputs})
+    jax.eval_shape(step_before_data, abstract, {"x": x, "inputs": inputs})
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
     forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, inputs)
     step_flops = 3 * forward  # a backward pass costs two forward ones; recomputation is not counted
@@ -118,7 +123,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         batch_shards = batch_sharding(mesh)
         placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
         batch = {"x": x.update(sharding=batch_shards), "inputs": inputs.update(sharding=batch_shards)}
-        memory = make_step(ones).lower(placed, batch).compile().memory_analysis()
+        memory = step_before_data.lower(placed, batch).compile().memory_analysis()
         gib = lambda size: f"{size / 2**30:.2f} GiB"
         say(f"per device: {gib(memory.argument_size_in_bytes)} of state and batch")
         say(f"            {gib(memory.temp_size_in_bytes)} of temporary memory in a step")
@@ -138,9 +143,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
     static = static_forcings(store, c.data.missing_static)
     statistics, climatology = run_statistics(c.workdir, store, c.data)
-    prior = Prior(
-        None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, c.diffusion.prediction, climatology
-    )
+    prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
+    prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, prediction, climatology)
+    guess = first_guess(task.to_dict(), statistics, store.grid, c.data.frames) if task else None
     dataset = functools.partial(
         windows, statistics=statistics, inputs=functools.partial(prior.inputs, static),
         frames=c.data.frames, seed=c.seed,
@@ -164,9 +169,12 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     else:
         state, position = init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
     weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
-    train_step = make_step(weights)
+    train_step = make_step(weights, guess)
     v = c.validation
-    validate = make_validation(prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
+    if guess:
+        validate = make_specialist_validation(prior, guess, weights)
+    else:
+        validate = make_validation(prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
 
     # ------------------------------------------------------------------------------------------------------------ loop
     began = time.monotonic()

@@ -33,6 +33,8 @@ _TRANSFORMS = {"total_precipitation_6hr": "log_precipitation"}
 
 NON_NEGATIVE = ("specific_humidity", "total_precipitation_6hr")
 """Variables that cannot be below 0."""
+ACCUMULATIONS = ("total_precipitation_6hr",)
+"""Variables that add up over frames, where others have a mean."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,16 @@
 The third, climatology, is `wind_jax.data.climatology.Climatology.at`.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
+from wind_jax.data.variables import ACCUMULATIONS, Channel
 from wind_jax.sphere import Grid, bilinear, interpolate
 
 _TOLERANCE = 1e-9
@@ -48,8 +52,8 @@ def interpolation(observations: Float[np.ndarray, "t h w c"], grid: Grid) -> Flo
 
 
 def upsample(
-    y: Float[np.ndarray, "*batch H W c"], coarse: Grid, fine: Grid, *, vector: bool = False
-) -> Float[np.ndarray, "*batch h w c"]:
+    y: Float[Array | np.ndarray, "*batch H W c"], coarse: Grid, fine: Grid, *, vector: bool = False
+) -> Float[Array | np.ndarray, "*batch h w c"]:
     """Coarse fields brought back to a fine grid by bilinear interpolation, across the poles too.
 
     Args:
@@ -69,8 +73,8 @@ def upsample(
 
 
 def refine_in_time(
-    y: Float[np.ndarray, "m h w c"], n: int, method: str = "linear", accumulated: bool = False
-) -> Float[np.ndarray, "t h w c"]:
+    y: Float[Array | np.ndarray, "m h w c"], n: int, method: str = "linear", accumulated: bool = False
+) -> Float[Array | np.ndarray, "t h w c"]:
     """Frames from means, or sums, over each n of them.
 
     Args:
@@ -91,11 +95,35 @@ def refine_in_time(
     means = y / n if accumulated else y
     m = y.shape[0]
     if method == "repeat":
-        return np.repeat(means, n, axis=0)
+        return means.repeat(n, axis=0)
     position = np.clip((np.arange(m * n) - (n - 1) / 2) / n, 0, m - 1)
     before = np.minimum(position.astype(int), max(m - 2, 0))
     weight = (position - before).astype(y.dtype)[:, None, None, None]
     return (1 - weight) * means[before] + weight * means[np.minimum(before + 1, m - 1)]
+
+
+def upsampled(
+    y: Float[Array | np.ndarray, "*batch H W c"], coarse: Grid, fine: Grid, channels: Sequence[Channel]
+) -> Float[Array | np.ndarray, "*batch h w c"]:
+    """Fields of all channels, scalars and components of wind, by `upsample`."""
+    vector = np.array([c.name.endswith("component_of_wind") for c in channels])
+    scalars, vectors = (upsample(y, coarse, fine, vector=flag) for flag in (False, True))
+    return _where(vector, vectors, scalars)
+
+
+def refined(
+    y: Float[Array | np.ndarray, "m h w c"], n: int, channels: Sequence[Channel]
+) -> Float[Array | np.ndarray, "t h w c"]:
+    """Fields of all channels, means and sums, by `refine_in_time`."""
+    sums = np.array([c.name in ACCUMULATIONS for c in channels])
+    means, parts = (refine_in_time(y, n, accumulated=flag) for flag in (False, True))
+    return _where(sums, parts, means)
+
+
+def _where(channel: np.ndarray, yes, no):
+    """Some channels (c,) of one array, the others of another; numpy or jax like these."""
+    xp = jnp if isinstance(yes, jax.Array) else np
+    return xp.where(np.broadcast_to(channel, yes.shape), yes, no)
 
 
 def _interpolate(field: np.ndarray, grid: Grid) -> np.ndarray:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from wind_jax.data.store import TIME_STEP
-from wind_jax.evaluation.baselines import interpolation, refine_in_time, upsample
+from wind_jax.evaluation.baselines import interpolation, refined, upsampled
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
 from wind_jax.sphere import coarsening
@@ -98,12 +98,7 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
     leads = TIME_STEP * np.arange(prior.frames)
 
     def baseline(case, lead):
-        y = values(case)[lead]
-        vector = np.array([c.name.endswith("component_of_wind") for c in statistics.channels])
-        out = np.empty((len(y), *prior.shape[1:]), np.float32)
-        for flag in (False, True):
-            out[..., vector == flag] = upsample(y[..., vector == flag], cells.grid, prior.grid, vector=flag)
-        return {"interpolation": out}
+        return {"interpolation": upsampled(values(case)[lead], cells.grid, prior.grid, statistics.channels)}
 
     return Problem(
         starts=starts,
@@ -133,13 +128,9 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
     operator = downscale.temporal_operator(prior.frames, mean_over, statistics.channels, variables)
     downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
     told, values = _means(s, starts, operator, prior.grid.shape, prior.frames // mean_over)
-    sums = np.array([c.name in downscale.ACCUMULATIONS for c in statistics.channels])
 
     def baseline(case, lead):
-        y, out = values(case), np.empty(prior.shape, np.float32)
-        for flag in (False, True):
-            out[..., sums == flag] = refine_in_time(y[..., sums == flag], mean_over, accumulated=flag)
-        return {"interpolation": out[lead]}
+        return {"interpolation": refined(values(case), mean_over, statistics.channels)[lead]}
 
     return Problem(
         starts=starts,

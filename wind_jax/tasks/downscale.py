@@ -16,12 +16,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import Channel
+from wind_jax.data.variables import ACCUMULATIONS, Channel
 from wind_jax.sphere import Coarsening, coarsen
 from wind_jax.tasks.observation import Observation, observe
-
-ACCUMULATIONS = ("total_precipitation_6hr",)
-"""Variables that add up over frames, where others have a mean."""
 
 Video = Float[Array | np.ndarray, "t h w c"]
 Values = Mapping[str, Float[Array | np.ndarray, "_ _ _ _"]]
@@ -118,6 +115,11 @@ def temporal_observation(
     operator = temporal_operator(m * n, n, statistics.channels, tuple(y))
     error = errors(error, statistics, tuple(y), n)
     return _observation(operator, y, (m * n, h, w), error, statistics, variance)
+
+
+def as_fields(y: Values, channels: Sequence[Channel]) -> Float[Array | np.ndarray, "t h w c"]:
+    """Values by variable, of all of them, along one axis of channels."""
+    return jnp.concatenate([y[name] for name in dict.fromkeys(c.name for c in channels)], axis=-1)
 
 
 def errors(

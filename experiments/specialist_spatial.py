@@ -1,0 +1,19 @@
+"""A network like the packaged prior's, trained for downscaling in space alone: what zero-shot is measured against.
+
+    python -m wind_jax.train --config experiments/specialist_spatial.py
+
+Same data, architecture, batches and steps as the packaged prior (docs/demo_prior.md). Hardware: two CPU cores, 12 GB of
+memory, 2 hours. Score: docs/skill.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import speedy
+
+
+def get_config() -> ConfigDict:
+    c = speedy.get_config()
+    c.workdir = "runs/specialist_spatial"
+    c.optimizer.steps = 4600
+    c.specialist = ConfigDict({"name": "spatial_downscaling", "factor": 4})  # as experiments/spatial_downscaling.py
+    return c

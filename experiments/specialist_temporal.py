@@ -1,0 +1,21 @@
+"""A network like the packaged prior's, trained for downscaling in time alone: what zero-shot is measured against.
+
+    python -m wind_jax.train --config experiments/specialist_temporal.py
+
+Same data, architecture, batches and steps as the packaged prior (docs/demo_prior.md). Hardware: two CPU cores, 12 GB of
+memory, 2 hours. Score: docs/skill.md.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import speedy
+
+
+def get_config() -> ConfigDict:
+    c = speedy.get_config()
+    c.workdir = "runs/specialist_temporal"
+    c.optimizer.steps = 4600
+    c.specialist = ConfigDict(
+        {"name": "temporal_downscaling", "mean_over": 5}
+    )  # as experiments/temporal_downscaling.py
+    return c
