@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wind_jax import config as configuration
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.embedded import embedded
@@ -58,25 +59,27 @@ def test_dry_air_mass_is_held(setting):
     assert departure["free"] > 100 * departure["held"], departure
 
 
-@pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("spatial_downscaling", {"factor": 4, "error": 0.05, "variables": ("temperature", "u_component_of_wind")}),
-        ("temporal_downscaling", {"mean_over": 5, "error": 0.05, "variables": ("temperature", "geopotential")}),
-    ],
-)
-def test_means_are_kept(setting, task, options):
-    """The residual falls to about the stated error, from many times that."""
-    problem = make_problem(setting, task, **options)
+@pytest.mark.parametrize("name", ["spatial_downscaling", "temporal_downscaling"])
+def test_means_are_kept(setting, name):
+    """By the experiment's own settings the residual of every variable falls to about the stated error.
+
+    But for sums of precipitation over frames: exponentials of what the prior models, whose last refinements guidance
+    follows only in part.
+    """
+    c = configuration.read(f"experiments/{name}.py")
+    problem = make_problem(setting, **c.task.to_dict())
     told = problem.observe(problem.told(0, 0))
-    guide = Guide(problem.observe, "mmps", (("iterations", 5),))
+    guide = Guide(problem.observe, c.guidance.method, tuple(c.guidance[c.guidance.method].items()))
+    chain = make_chain(**c.sampler.to_dict())
     ratio = {}
-    for name, g in {"free": None, "guided": guide}.items():
-        x = setting.prior.statistics.normalize(draw(setting, problem, g))
+    for arm, g in {"free": None, "guided": guide}.items():
+        x = setting.prior.statistics.normalize(draw(setting, problem, g, chain))
         y_hat = jax.vmap(told.operator)(jnp.asarray(x))
         squares = jax.tree.map(
-            lambda a, y, v: float((((a - y[None]) ** 2) / v[None]).mean()), y_hat, told.y, told.variance
+            lambda a, y, v: float(((a - y[None]) ** 2 / v[None]).mean()), y_hat, told.y, told.variance
         )
-        ratio[name] = max(np.sqrt(jax.tree.leaves(squares)))
-    assert ratio["guided"] < 1.5, ratio
-    assert ratio["free"] > 5 * ratio["guided"], ratio
+        ratio[arm] = {variable: np.sqrt(value) for variable, value in squares.items()}
+    rain = "total_precipitation_6hr"
+    for variable, guided in ratio["guided"].items():
+        assert guided < (6 if variable == rain else 1.5), ratio
+        assert ratio["free"][variable] > (3 if variable == rain else 10) * guided, ratio
