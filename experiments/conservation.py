@@ -3,6 +3,12 @@
     python -m wind_jax.infer --config experiments/conservation.py
     python -m wind_jax.infer --config experiments/conservation.py --config.task.leads=400 --config.cases=1
 
+The mass is held to 1e-6 of its value in the initial state, as diagnosed from geopotential at four levels. It is not
+known to 1e-6: over the packaged sample the same diagnosis of the truth scatters by 1.1e-4 (one standard deviation).
+
+Chains start at 0.98 as those of forecasts do, not at the 0.9 of experiments without known frames: one number a frame
+leads no chain astray (one case, two members: a departure of 5e-7 from 0.98 and 4e-7 from 0.9, and 4 % less RMSE).
+
 Hardware: two CPU cores, 6 GB of memory.
 """
 
@@ -22,6 +28,6 @@ def get_config() -> ConfigDict:
 
     c.guidance = ConfigDict()
     c.guidance.method = "mmps"
-    c.guidance.variance = "nominal"
+    c.guidance.variance = "nominal"  # "adaptive" would take whatever departure there is for noise
     c.guidance.mmps = ConfigDict({"iterations": 1, "solver": "cg", "whiten": True})
     return c

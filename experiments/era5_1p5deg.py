@@ -3,7 +3,7 @@
     python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
     launch/tpu.sh ... --config experiments/era5_1p5deg.py
 
-Differs from `speedy.py` by data and size, and by what size asks for (memory, step count) alone.
+Differs from `speedy.py` by data and size, and by what size asks for (memory, step count, mesh) alone.
 Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
 """
 
@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
     c.optimizer.warmup = 5000
     c.optimizer.steps = 300_000
     c.batch_size = 32
+    c.mesh = ConfigDict({"data": 4, "fsdp": 8, "space": 1})  # 32 devices, one sample each
 
     c.log_every = 100
     c.checkpoint_every = 1000

@@ -64,6 +64,9 @@ def get_config() -> ConfigDict:
     c.log_every = 50  # steps
     c.checkpoint_every = 200  # steps
     c.keep_checkpoints = 2
+    c.keep_every = 0  # steps; checkpoints at its multiples are kept for good
+    c.non_finite = "stop"  # or "skip": steps whose loss or gradient is not finite are left out and counted
+    c.profile = False  # True: a trace of a few steps in workdir/profile
     c.validate_every = 800  # steps
     c.validation = ConfigDict({"windows": 8, "members": 4, "context": 2, "sampler_steps": 12})
     return c

@@ -3,8 +3,12 @@
     python -m wind_jax.infer --config experiments/warming.py
     python -m wind_jax.infer --config experiments/warming.py --config.task.kelvin=4.0
 
-Specific humidity follows Clausius-Clapeyron. Along `time` of the files every event has three arms: control, free,
-storyline. `report.json` and the figure say how much of the imposed signal is kept at each lead.
+Specific humidity follows Clausius-Clapeyron. Along `time` of the files every event has three arms, named by the
+coordinate `arm`: control, free, storyline. `report.json` and the figure say how much of the imposed signal is kept at
+each lead.
+
+Chains start at 0.98 as those of forecasts do, and not at the 0.9 of experiments without known frames: the free and the
+guided run then differ in their guidance alone.
 Hardware: two CPU cores, 6 GB of memory.
 """
 

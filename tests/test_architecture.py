@@ -13,9 +13,9 @@ ENTRY_POINTS = {"config.py", "train.py", "infer.py", "evaluate.py"}
 CONFINED = {
     "ml_collections": ENTRY_POINTS,
     "absl": ENTRY_POINTS,
-    "matplotlib": ENTRY_POINTS | {"evaluation/plots.py"},
+    "matplotlib": ENTRY_POINTS | {f"evaluation/{name}.py" for name in ("plots", "animation", "viewer")},
     "orbax": {"training/checkpoint.py"},
-    "jcm": {"data/speedy.py"},
+    "jcm": {"data/speedy.py", "data/speedy_warming.py"},
     "torch": {"model/convert.py"},
 }
 TEXT = {".py", ".md", ".sh", ".toml", ".yaml", ".yml", ""}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 import synthetic
 import xarray
 from flax import nnx
+from ml_collections import ConfigDict
 
 from wind_jax import config, embedded, infer
 from wind_jax.data.climatology import Climatology
@@ -20,7 +22,11 @@ from wind_jax.data.variables import channels
 from wind_jax.evaluation import scores
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, load_prior, pure_params, save_prior
+from wind_jax.problems import diagnosis
+from wind_jax.problems.problem import Setting
+from wind_jax.problems.registry import make_problem
 from wind_jax.rollout import rollout
+from wind_jax.tasks.observation import Observation
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5
@@ -90,7 +96,10 @@ def load(inputs, experiment, workdir, **overrides):
         "data.climatology": inputs / "climatology.npz", "workdir": workdir, "members": MEMBERS, "member_batch": MEMBERS,
         "cases": 2, "sampler.steps": 8,
     }  # fmt: skip
-    small |= {"task.leads": 4, "task.context": 1} if experiment == "forecast" else {"task.fraction": 0.1}
+    if experiment == "forecast":
+        small |= {"task.leads": 4, "task.context": 1}
+    else:
+        small |= {"task.fraction": 0.1, "data.covariance": ""}
     small |= {key.replace("__", "."): value for key, value in overrides.items()}
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
     return config.load(["--config", str(EXPERIMENTS / f"{experiment}.py"), *arguments])[0]
@@ -125,8 +134,10 @@ def posterior(workdir):
 def test_sparse_obs_writes_what_it_promises(runs, inputs):
     workdir = runs["sparse_obs"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "config.json", "figures", "observations.zarr", "posterior.zarr", "scores.json", "truth.zarr"]  # fmt: skip
-    assert sorted(p.name for p in (workdir / "figures").iterdir()) == ["reconstruction.png", "scores.png"]
+        "config.json", "figures", "observations.zarr", "posterior.zarr", "report.html", "scores.json", "static.zarr",
+        "truth.zarr"]  # fmt: skip
+    assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
+        "point.png", "ranks.png", "reconstruction.png", "scores.png", "spectra.png"]  # fmt: skip
     assert json.loads((workdir / "config.json").read_text())["task"]["fraction"] == 0.1
     data = posterior(workdir)
     assert dict(data.sizes) == {
@@ -168,8 +179,9 @@ def test_sparse_obs_scores_unobserved_cells(runs):
 def test_forecast_writes_what_it_promises(runs, inputs):
     workdir = runs["forecast"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "config.json", "figures", "posterior.zarr", "scores.json", "truth.zarr"]  # fmt: skip
-    assert sorted(p.name for p in (workdir / "figures").iterdir()) == ["errors.png", "forecast.png"]
+        "config.json", "figures", "posterior.zarr", "report.html", "scores.json", "static.zarr", "truth.zarr"]  # fmt: skip
+    assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
+        "errors.png", "forecast.png", "point.png", "ranks.png", "spectra.png"]  # fmt: skip
     data = posterior(workdir)
     assert (data["prediction_timedelta"] / np.timedelta64(1, "h")).values.tolist() == [6, 12, 18, 24]
     assert not any(bool(np.isnan(x).any()) for x in data.values())
@@ -279,6 +291,149 @@ def test_a_diverged_chain_is_an_error_and_leaves_nothing(inputs, tmp_path, monke
     assert not list((tmp_path / "run").iterdir())
 
 
+def test_a_diverged_chain_keeps_and_names_what_is_finished(inputs, tmp_path, monkeypatch):
+    """The second case diverges; the first one's members can be read where the message says."""
+
+    def failing(*args):
+        frames = np.zeros((MEMBERS, 3, 8, 16, len(CHANNELS)), np.float32)
+        return iter([frames if failing.calls.pop() else np.nan * frames])
+
+    failing.calls = [False, True]
+    monkeypatch.setattr(infer, "rollout", failing)
+    with pytest.raises(ValueError, match=r"in case 1.*errors from the start.*finished is kept in .*\.partial") as error:
+        infer.infer(load(inputs, "sparse_obs", tmp_path / "run"))
+    assert "most of all" in str(error.value)
+    kept = posterior(tmp_path / "run" / ".partial")["2m_temperature"]
+    assert np.isfinite(kept[0]).all()
+    assert np.isnan(kept[1]).all()
+
+
+def test_the_observation_that_is_furthest_off_is_named():
+    """Residuals of 1 of 0.1 and of 30 of 1, in units of their errors; and of what is not finite, that."""
+    x = jnp.zeros((1, 2, 2, 1))
+    y = {"near": np.ones(3, np.float32), "far": np.full(3, 30.0, np.float32)}
+    operator = lambda x: {"near": x.sum() * jnp.ones(3), "far": x.sum() * jnp.ones(3)}
+    told = Observation(operator, y, {"near": 0.01, "far": 1.0})
+    assert "observation ['far'] most of all, which is 30 errors" in diagnosis.furthest(told, x)
+    bad = told._replace(operator=lambda x: operator(x) | {"near": jnp.log(x.sum()) * jnp.ones(3)})
+    assert "['near'] most of all, which is inf" in diagnosis.furthest(bad, x)
+    assert diagnosis.furthest(told._replace(variance="adaptive"), x) == "the observations ['far'], ['near']"
+
+
+def test_tds_reports_its_effective_sample_size(inputs, tmp_path, capsys):
+    c = load(inputs, "sparse_obs", tmp_path / "run", guidance__method="tds", figures=False)
+    run_with_waves(c)
+    records = json.loads((tmp_path / "run" / "report.json").read_text())["tds"]
+    assert [record["case"] for record in records] == [0, 1]
+    for record in records:
+        assert len(record["effective_sample_size"]) == 9
+        assert all(1 <= round(size, 4) <= MEMBERS for size in record["effective_sample_size"])
+        assert 1 <= record["distinct_ancestors"] <= MEMBERS
+    last = min(record["effective_sample_size"][-1] for record in records)
+    assert f"TDS: effective sample size {last:.1f} of {MEMBERS} members" in capsys.readouterr().out
+
+
+def test_few_effective_members_are_warned_of():
+    said = lambda last: diagnosis.weights_lines([{"effective_sample_size": [8.0, 3.0, last]}], 16)
+    assert said(6.0) == ["TDS: effective sample size 6.0 of 16 members at the end, 3.0 at the least"]
+    assert "Warning: the ensemble is copies of a few members" in said(2.0)[1]
+
+
+def custom(inputs, workdir, operator, error=0.1):
+    c = load(inputs, "sparse_obs", workdir)
+    with c.unlocked():
+        c.task = ConfigDict({"name": "custom", "operator": operator, "error": error})
+    return c
+
+
+@pytest.mark.parametrize(
+    ("operator", "error", "named"),
+    [
+        (lambda x: {"mean": jnp.asarray(np.asarray(x).mean())}, 0.1, "cannot be differentiated"),
+        (lambda x: {"mean": x.mean() * jnp.nan}, 0.1, r"y\['mean'\] has values that are not finite"),
+        (lambda x: {"mean": jnp.log(x[..., 0].std(0)).mean()}, 0.1, r"result\['mean'\] is not finite"),
+        (lambda x: {"mean": jax.lax.stop_gradient(x).mean()}, 0.1, "does not depend on the state"),
+        (lambda x: {"mean": x.mean((1, 2))}, {"mean": np.ones(5)}, r"shape \(5,\): expected one that broadcasts to"),
+        (lambda x: {"mean": x.mean()}, {"man": 0.1}, "no part of y's"),
+        (lambda x: {"mean": x.mean()}, 0.0, "positive and finite, got 0.0"),
+        (lambda x: {"mean": x.mean()}, -0.1, "positive and finite, got -0.1"),
+    ],
+)
+def test_bad_operators_are_named_before_anything_is_drawn(inputs, tmp_path, monkeypatch, operator, error, named):
+    monkeypatch.setattr(infer, "rollout", lambda *_: pytest.fail("sampling began"))
+    with pytest.raises(ValueError, match=named):
+        infer.infer(custom(inputs, tmp_path / "run", lambda channels, grid: operator, error))
+
+
+@pytest.mark.parametrize(
+    ("conserve", "named"),
+    [
+        ({"dry_air_mass": 0.0}, "must be positive, got {'dry_air_mass': 0.0}"),
+        ({"dry_air_mass": -1e-6}, "must be positive, got {'dry_air_mass': -1e-06}"),
+        ({"dry_air_mass": 1e-6}, "dry_air_mass needs specific_humidity"),
+        ({"momentum": 1e-6}, "Unknown quantity 'momentum'"),
+    ],
+)
+def test_bad_conservation_is_named(inputs, tmp_path, conserve, named):
+    c = load(inputs, "forecast", tmp_path / "run")
+    with c.unlocked():
+        c.task.conserve = ConfigDict(conserve)
+    with pytest.raises(ValueError, match=named):
+        infer.infer(c)
+
+
+def test_another_content_of_what_the_config_names_is_another_run(inputs, tmp_path):
+    """Prior, fields of the archive, table, and the file that an operator comes from: each changes its own digest."""
+    prior, table, source = load_prior(inputs / "prior.npz"), tmp_path / "reports.csv", tmp_path / "own.py"
+    store = open_store(str(inputs / "archive.zarr"), CHANNELS)
+    static = np.zeros((8, 16, 6), np.float32)
+    setting = Setting(prior, store, static, None, 2, (), jax.random.key(0), "nominal")
+    problem = make_problem(setting, "forecast", context=1, leads=2)
+    table.write_text("a")
+    source.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'operator': lambda channels, grid: lambda x: x.mean()})\n"
+    )
+    c = ConfigDict({"task": {"path": str(table), "operator": config.read(str(source)).operator}})
+    mark = partial(infer.fingerprint, c)
+    whole = mark(prior, problem, static)
+    assert mark(load_prior(inputs / "prior.npz"), problem, static.copy()) == whole
+    changed = lambda new: {name for name in whole if new[name] != whole[name]}
+    bias = jax.tree.map(lambda leaf: leaf + 1e-3, prior.params)
+    assert changed(mark(dataclasses.replace(prior, params=bias), problem, static)) == {"prior"}
+    assert changed(mark(prior, problem, static + 1)) == {"archive"}
+    warmer = problem._replace(states=lambda *where: problem.states(*where) + 1)
+    assert changed(mark(prior, warmer, static)) == {"archive"}
+    table.write_text("b")
+    assert changed(mark(prior, problem, static)) == {"table"}
+    table.write_text("a")
+    source.write_text(source.read_text().replace("mean", "sum"))
+    assert changed(mark(prior, problem, static)) == {"operator"}
+    c.task.operator = partial(max, 1)  # no one knows what is in it
+    assert mark(prior, problem, static)["operator"] != mark(prior, problem, static)["operator"]
+
+
+def test_stations_without_a_truth(inputs, tmp_path):
+    """A table of a day that the archive does not have: an analysis and its report, but no truth, scores or figures."""
+    rows = [f"s{i},2018-11-02T0{6 * (i % 2)}:00,{5 * i},{20 * i},0,2m_temperature,285" for i in range(6)]
+    table = tmp_path / "reports.csv"
+    table.write_text("\n".join(["station,time,latitude,longitude,elevation,variable,value", *rows]))
+    c = load(inputs, "sparse_obs", tmp_path / "run", cases=1, data__period="('2018-11-02', '2018-11-02T12')")
+    with c.unlocked():
+        c.task = config.read(str(EXPERIMENTS / "stations.py")).task
+        c.task.update({"path": str(table), "variables": ("2m_temperature",), "truth": "none", "threshold": 0.0})
+    run_with_waves(c)
+    workdir = tmp_path / "run"
+    assert sorted(p.name for p in workdir.iterdir()) == [
+        "config.json", "observations.zarr", "posterior.zarr", "report.json", "scores.json"]  # fmt: skip
+    assert json.loads((workdir / "scores.json").read_text()) == []
+    record = json.loads((workdir / "report.json").read_text())["stations"][0]
+    assert record["assimilated"] + record["withheld"]["2m_temperature"]["reports"] == 6
+    data = posterior(workdir)
+    assert data["time"].values[0] == np.datetime64("2018-11-02")
+    assert not bool(np.isnan(data["2m_temperature"]).any())
+
+
 def test_batches_are_equal_and_cover_the_members():
     for members in range(2, 9):
         for at_once in range(1, 10):
@@ -331,7 +486,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(runs, inputs, tmp_path, monk
     assert not (tmp_path / "run" / ".partial").exists()
 
 
-def test_a_stopped_run_of_other_settings_is_not_gone_on_with(runs, inputs, tmp_path, monkeypatch):
+def test_a_stopped_run_of_other_settings_is_not_gone_on_with_but_kept(runs, inputs, tmp_path, monkeypatch, capsys):
     def failing(*_):
         raise KeyboardInterrupt
 
@@ -343,3 +498,6 @@ def test_a_stopped_run_of_other_settings_is_not_gone_on_with(runs, inputs, tmp_p
     run_with_waves(load(inputs, "forecast", tmp_path / "run", cases=1, figures=False))
     whole = posterior(runs["forecast"]).isel(time=[0])
     xarray.testing.assert_allclose(posterior(tmp_path / "run"), whole, rtol=1e-5)
+    assert "unfinished-1" in capsys.readouterr().out.replace("\n", "")
+    other = posterior(tmp_path / "run" / "unfinished-1")["2m_temperature"]
+    assert float(abs(other - whole["2m_temperature"]).max()) > 1e-3

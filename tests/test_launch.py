@@ -23,6 +23,24 @@ def launch(script: str, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
+def started(*arguments: str, **environment: str) -> subprocess.Popen:
+    """launch/local.sh, running."""
+    return subprocess.Popen(
+        ["bash", LAUNCH / "local.sh", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def interpreter(tmp_path):
     """A stand-in for Python that runs the given lines in place of the training."""
@@ -58,11 +76,25 @@ def test_local_stops_all_when_one_fails(interpreter, tmp_path):
     began = time.monotonic()
     done = launch("local.sh", "3", PYTHON=python, PORT="4321")
     assert done.returncode == 7
-    assert "process 1 failed with status 7" in done.stderr
+    assert "process 1 failed with status 7; the others are stopped" in done.stderr
     assert time.monotonic() - began < 30
     for process in (0, 2):
         with pytest.raises(ProcessLookupError):
             os.kill(int((tmp_path / str(process)).read_text()), 0)
+
+
+def test_local_passes_sigterm_on_and_waits(interpreter, tmp_path):
+    python = interpreter(
+        f"import signal\nos.chdir({str(tmp_path)!r})\n"
+        "def end(*_):\n    time.sleep(0.3)\n    print('saved')\n    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end)\nopen(f'{me}', 'w').close()\ntime.sleep(600)"
+    )
+    with started("2", PYTHON=python, PORT="4321") as running:
+        wait_for(lambda: all((tmp_path / name).exists() for name in "01"))
+        running.terminate()
+        out, _ = running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
 
 
 @pytest.mark.parametrize("count", ["", "0", "two"])

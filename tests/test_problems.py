@@ -211,6 +211,21 @@ def test_bad_tasks_are_named(task, options, message):
         make_problem(setting(), task, **options)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_the_guidance_variance_is_checked_and_honoured(task):
+    with pytest.raises(ValueError, match=r"\"nominal\" or \"adaptive\", got 'adaptve'"):
+        problem(task, variance="adaptve")
+    p = problem(task, variance="adaptive")
+    if p.observe:
+        assert set(jax.tree.leaves(p.observe(p.told(0, 0)).variance)) == {"adaptive"}
+
+
+@pytest.mark.parametrize("error", [0.0, -0.1, {"mean": float("nan")}, {"mean": np.array([0.1, -0.1, 0.1, 0.1])}])
+def test_errors_of_a_custom_operator_are_positive(error):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        make_problem(setting(), "custom", **TASKS["custom"] | {"error": error})
+
+
 def test_every_task_is_here():
-    """Those that need more of an atmosphere than this one has are in test_embedded.py."""
+    """Those that need more of an atmosphere than this one has are in tests/problems/."""
     assert set(TASKS) | {"stations", "warming"} == set(PROBLEMS)

@@ -1,6 +1,12 @@
 """What is written to a terminal and, above all, what is not written elsewhere."""
 
+import contextlib
 import io
+import os
+import pty
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -66,6 +72,32 @@ def test_bar_on_a_terminal(monkeypatch):
     assert "fit [a]" in shown
     assert "2/2" in shown
     assert "loss=0.5" in shown
+
+
+def test_rate_and_time_left_on_a_real_terminal():
+    """A process whose stderr is a pseudo-terminal shows a bar; what it prints stays apart from it."""
+    program = (
+        "import time; from wind_jax.progress import track\n"
+        "for i in track(range(8), 'steps', unit='step'): time.sleep(0.15)\n"
+        "print('done')"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=theirs, env=environment
+    ) as run:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        printed = run.stdout.read()
+    os.close(ours)
+    assert (run.returncode, printed) == (0, b"done\n")
+    text = shown.decode()
+    assert "8/8" in text
+    assert re.search(r"\d step/s|\d s/step", text)  # rate
+    assert re.search(r"0:00:0\d", text)  # time left
 
 
 def test_total_is_the_length_unless_given(capsys):

@@ -1,13 +1,16 @@
 """Results: the schema that plain xarray reads, and that they appear whole or not at all."""
 
+import contextlib
 import json
+import shutil
 
+import cf_xarray  # noqa: F401  (the accessor `.cf`)
 import numpy as np
 import pytest
 import xarray
 
 from wind_jax.data.variables import channels
-from wind_jax.results import ForecastFile, results
+from wind_jax.results import ForecastFile, Position, results
 from wind_jax.sphere import Grid
 
 GRID = Grid(np.linspace(-60, 60, 3), np.arange(4) * 90.0)
@@ -31,6 +34,56 @@ def test_xarray_reads_what_was_written(tmp_path):
     np.testing.assert_array_equal(written["2m_temperature"], x[..., 2])
     assert int(np.isfinite(data["2m_temperature"]).sum()) == 2 * 2 * 12
     np.testing.assert_array_equal(file.read(1, slice(2, 4))[1:], x)
+
+
+def test_runs_of_one_event_are_told_apart(tmp_path):
+    starts = np.repeat(STARTS, 2)
+    file = ForecastFile(tmp_path / "x.zarr", CHANNELS, GRID, starts, LEADS, members=2, arms=["free", "storyline"] * 2)
+    file.write(1, slice(0, 5), np.full((2, 5, 3, 4, 3), 7.0, np.float32), members=slice(0, 2))
+    data = xarray.open_zarr(tmp_path / "x.zarr", chunks=None)
+    assert data["arm"].dims == ("time",)
+    storyline = data["2m_temperature"].isel(time=data["arm"].values == "storyline").sel(time=STARTS[0])
+    assert (storyline == 7.0).all()
+    assert data["2m_temperature"].dims == ("time", "number", "prediction_timedelta", "latitude", "longitude")
+
+
+def test_attributes_are_those_of_the_cf_conventions(tmp_path):
+    every = channels(None, [500, 850])
+    ForecastFile(tmp_path / "posterior.zarr", every, GRID, STARTS, LEADS, members=3)
+    data = xarray.open_zarr(tmp_path / "posterior.zarr", chunks=None)
+    # cf_xarray finds axes and names by the conventions' own rules.
+    assert data.cf.axes == {"X": ["longitude"], "Y": ["latitude"], "Z": ["level"], "T": ["time"]}
+    assert data.cf.coordinates["vertical"] == ["level"]
+    assert data.cf["realization"].name == "number"
+    names = data.cf.standard_names
+    assert names["forecast_reference_time"] == ["time"]
+    assert names["forecast_period"] == ["prediction_timedelta"]
+    assert names["air_pressure"] == ["level"]
+    assert names["air_temperature"] == ["2m_temperature", "temperature"]
+    assert names["eastward_wind"] == ["10m_u_component_of_wind", "u_component_of_wind"]
+    # From the CF standard name table, with canonical units (kg kg-1 is 1).
+    canonical = {
+        "air_temperature": "K",
+        "geopotential": "m2 s-2",
+        "specific_humidity": "kg kg-1",
+        "eastward_wind": "m s-1",
+        "northward_wind": "m s-1",
+        "air_pressure_at_mean_sea_level": "Pa",
+        "lwe_thickness_of_precipitation_amount": "m",
+    }
+    assert {array.attrs["standard_name"] for array in data.values()} == canonical.keys()
+    for array in data.values():
+        assert array.attrs["units"] == canonical[array.attrs["standard_name"]]
+        assert array.attrs["long_name"]
+    assert (data["level"].attrs["units"], data["level"].attrs["positive"]) == ("hPa", "down")
+    assert data["latitude"].attrs["units"] == "degrees_north"
+    assert data["time"].encoding["units"] == "hours since 1970-01-01"
+    assert data["prediction_timedelta"].encoding["units"] == "hours"
+    assert data["prediction_timedelta"].dtype.kind == "m"
+    assert data.attrs["Conventions"] == "CF-1.11"
+    assert data.attrs["source"].startswith("wind_jax ")
+    assert "posterior" in data.attrs["title"]
+    assert str(tmp_path) not in json.dumps({"": data.attrs} | {name: x.attrs for name, x in data.variables.items()})
 
 
 def test_a_file_without_members(tmp_path):
@@ -71,6 +124,34 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
     write(tmp_path, "new")
     assert not (tmp_path / "posterior.zarr").exists()
     assert not (tmp_path / ".partial").exists()
+
+
+def unfinished(workdir, config):
+    """A run that is stopped after its first window; what it printed."""
+    said = []
+    with contextlib.suppress(KeyboardInterrupt), results(str(workdir), "a", config, said.append) as folder:
+        position = Position(folder)
+        said.append(position.fresh)
+        position.mark(0, 0, 1, np.ones((1, 2)))
+        (folder / "posterior").write_text(config)
+        raise KeyboardInterrupt
+    return said
+
+
+def test_an_unfinished_run_of_other_settings_is_kept_and_named(tmp_path):
+    """The same goes on; another, and yet another, find it and its own settings under a name of their own."""
+    assert unfinished(tmp_path, '{"start": 0.9, "seed": 1}') == [True]
+    assert unfinished(tmp_path, '{"start": 0.9, "seed": 1}') == [False]
+    for number, (start, other) in enumerate([(0.8, 0.9), (0.7, 0.8)], 1):
+        line, fresh = unfinished(tmp_path, f'{{"start": {start}, "seed": 1}}')
+        assert fresh
+        assert f'without "start": {start}: it is kept in {tmp_path}/unfinished-{number}' in line
+        kept = tmp_path / f"unfinished-{number}"
+        assert json.loads((kept / "begun.json").read_text())["start"] == other
+        assert json.loads((kept / "posterior").read_text())["start"] == other
+    shutil.rmtree(tmp_path / ".partial")
+    write(tmp_path, "new")
+    assert (tmp_path / "unfinished-1" / "posterior").exists()
 
 
 def test_other_results_are_not_overwritten(tmp_path):

@@ -198,3 +198,31 @@ def test_reanalysis_of_several_windows_against_linear_algebra():
     smoother = condition(np.zeros(total), RHO**lag, np.eye(total), y, np.full(total, noise))
     # What a later window sees does not reach back across the shared frame; at the end the answer is the smoother's.
     assert np.abs(np.array(means) - smoother[0])[-1] < 0.2 * np.sqrt(smoother[1][-1, -1])
+
+
+def test_tds_says_what_became_of_its_members():
+    """A gross y leaves few effective members, none too many, and a y that says nothing leaves them all."""
+    sizes = {}
+    for variance in (1e-2, 1e6):
+        found = []
+        guide = Guide(lambda told, v=variance: Observation(lambda x: x[0, 0, 0], told, v), "tds")
+        weighed = lambda window, weights, found=found: found.append((window, weights))
+        chain = make_chain("ddim", 8, 0.98)
+        told = [np.full(1, 6.0, np.float32)]
+        next(rollout(PRIOR, None, forcings(4), 16, jax.random.key(0), chain, 0, guide, told, 0, weighed))
+        ((window, weights),) = found
+        assert window == 0
+        assert weights.ancestors.shape == (16,)
+        sizes[variance] = np.asarray(weights.effective_size)
+        assert sizes[variance].shape == (9,)
+        assert (sizes[variance] >= 1 - 1e-4).all()
+        assert (sizes[variance] <= 16 + 1e-3).all()
+    assert sizes[1e-2].min() < 8
+    assert sizes[1e6].min() > 15
+
+
+def test_other_methods_have_no_weights():
+    guide = Guide(lambda told: Observation(lambda x: x[0, 0, 0], told, 1.0), "mmps")
+    weighed = lambda *_: pytest.fail("weights of MMPS")
+    told = [np.zeros(1, np.float32)]
+    next(rollout(PRIOR, None, forcings(4), 2, jax.random.key(0), make_chain(steps=2), 0, guide, told, 0, weighed))

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import re
+import resource
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import synthetic
+import tiny
 from ml_collections import ConfigDict
+from tiny import config
 
-from wind_jax import config as configuration
 from wind_jax.data.climatology import fit_climatology
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
@@ -20,34 +23,10 @@ from wind_jax.sphere import cell_area
 from wind_jax.train import train
 from wind_jax.training.mesh import put_batch
 
-LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(0, 360, 22.5)
-
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "archive.zarr"
-    synthetic.write_archive(path, synthetic.times(1480), LATITUDE, LONGITUDE, levels=(500, 850), time_chunk=370)
-    return str(path)
-
-
-def config(archive, workdir, **changes):
-    overrides = {
-        "workdir": workdir, "data.path": archive, "data.validation_path": archive, "data.levels": (500, 850),
-        "data.variables": ("temperature", "2m_temperature"), "data.grid": (8, 16), "data.frames": 3,
-        "model.widths": (32, 32), "model.blocks": ("res", "transformer"), "model.heads": 2, "model.embedding": 16,
-        "optimizer.steps": 24, "optimizer.warmup": 2, "optimizer.learning_rate": 1e-2, "batch_size": 8,
-        "log_every": 4, "validation.windows": 8, "validation.members": 2, "validation.context": 1,
-        "validation.sampler_steps": 2, "loss_surface_weights": {},
-    } | changes  # fmt: skip
-    c = configuration.read("experiments/speedy.py")
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        node = c
-        for name in parents:
-            node = node[name]
-        del node[leaf]
-        node[leaf] = value
-    return c
+    return tiny.write_archive(tmp_path_factory.mktemp("data") / "archive.zarr")
 
 
 def metrics(workdir):
@@ -105,33 +84,119 @@ def test_prior_carries_the_climatology_about_which_it_sees_anomalies(archive, fi
 
 def test_without_climatology(archive, tmp_path):
     changes = {"data.climatology": False, "optimizer.steps": 3, "log_every": 3}
-    train(config(archive, str(tmp_path), **changes))
+    train(config(archive, tmp_path, **changes))
     prior = load_prior(tmp_path / "prior.npz")
     assert prior.climatology is None
     assert prior.config.forcings == 10
     assert prior.mean(np.zeros((*prior.shape[:-1], 10))) == 0.0
 
 
-def test_resumed_run_repeats_the_uninterrupted_one(archive, finished, tmp_path, monkeypatch):
-    """Killed in step 15, the run goes on from the checkpoint of step 12: same batches, same noise, same losses."""
-    workdir, calls = str(tmp_path / "run"), []
+@pytest.fixture
+def before_batch(monkeypatch):
+    """Lets something happen before the batch of a training step is used: {step: batch -> batch}."""
 
-    def failing(mesh, batch):
-        calls.append(batch)
-        if len(calls) == 16:  # one batch of validation comes first
-            raise KeyboardInterrupt
-        return put_batch(mesh, batch)
+    def set_up(start=0, **events):
+        put, calls = put_batch, [start - 1]  # one batch of validation comes first
 
-    with monkeypatch.context() as patch:
-        patch.setattr("wind_jax.train.put_batch", failing)
-        with pytest.raises(KeyboardInterrupt):
-            train(config(archive, workdir, checkpoint_every=12))
-    assert [record["step"] for record in metrics(workdir)] == [4, 8, 12]
-    train(config(archive, workdir, checkpoint_every=12))
-    whole = {record["step"]: record["loss"] for record in metrics(finished) if "loss" in record}
-    again = {record["step"]: record["loss"] for record in metrics(workdir) if "loss" in record}
+        def putting(mesh, batch):
+            calls[0] += 1
+            return put(mesh, events.get(f"step{calls[0]}", lambda batch: batch)(batch))
+
+        monkeypatch.setattr("wind_jax.train.put_batch", putting)
+
+    return set_up
+
+
+def same_training(workdir, other):
+    whole, again = (
+        {record["step"]: record["loss"] for record in metrics(path) if "loss" in record} for path in (other, workdir)
+    )
     assert again.keys() == whole.keys()
     np.testing.assert_allclose(list(again.values()), list(whole.values()), rtol=1e-4)
+    params = [load_prior(os.path.join(path, "prior.npz")).params for path in (workdir, other)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *params)
+
+
+def test_killed_run_repeats_the_uninterrupted_one(archive, finished, tmp_path, before_batch):
+    """Killed in step 15, the run goes on from the checkpoint of step 12: same batches, same noise, same losses."""
+
+    def kill(batch):
+        raise KeyboardInterrupt
+
+    c = config(archive, tmp_path, checkpoint_every=12)
+    before_batch(step16=kill)  # its batch is fetched while step 15 runs
+    with pytest.raises(KeyboardInterrupt):
+        train(c)
+    assert [record["step"] for record in metrics(tmp_path)] == [4, 8, 12]
+    before_batch()
+    train(c)
+    same_training(tmp_path, finished)
+
+
+def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_batch, capsys):
+    def terminate(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    c = config(archive, tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    before_batch(step17=terminate)
+    train(c)
+    assert "SIGTERM: saved step 16" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is handler
+    before_batch()
+    train(c)
+    assert "resumed from step 16" in capsys.readouterr().out
+    same_training(tmp_path, finished)
+
+
+def poison(batch):
+    return batch | {"x": np.full_like(batch["x"], np.nan)}
+
+
+def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(archive, tmp_path, before_batch):
+    before_batch(step14=poison)
+    with pytest.raises(FloatingPointError, match=r"not finite in 1 of the steps 13 to 16.*that of step 12 in"):
+        train(config(archive, tmp_path, checkpoint_every=6))
+
+
+def test_steps_that_are_not_finite_can_be_skipped(archive, tmp_path, before_batch):
+    before_batch(step14=poison)
+    train(config(archive, tmp_path, non_finite="skip"))
+    records = {record["step"]: record for record in metrics(tmp_path) if "loss" in record}
+    assert {step: record["skipped"] for step, record in records.items()} == {4: 0, 8: 0, 12: 0, 16: 1, 20: 0, 24: 0}
+    assert all(np.isfinite(record["loss"]) for record in records.values())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_prior(tmp_path / "prior.npz").params))
+
+
+def test_skipping_all_steps_is_no_training(archive, tmp_path, before_batch):
+    before_batch(**{f"step{n}": poison for n in range(5, 9)})
+    with pytest.raises(FloatingPointError, match="not finite in 4 of the steps 5 to 8"):
+        train(config(archive, tmp_path, non_finite="skip"))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+def test_a_full_disk_does_not_end_the_run(archive, finished, tmp_path, before_batch, capsys):
+    """From step 10 to 20 no file may grow beyond 16 KiB: the checkpoints of steps 12 and 18 fail, not that of 24."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size):
+        return lambda batch: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard)) or batch
+
+    before_batch(step11=limit(2**14), step21=limit(soft))
+    with pytest.warns(RuntimeWarning, match="could not be saved") as warned:
+        train(config(archive, tmp_path, checkpoint_every=6))
+    assert len(warned) == 2
+    assert "the prior there is the one before" in capsys.readouterr().out
+    same_training(tmp_path, finished)
+
+
+def test_last_checkpoint_that_fails_ends_with_an_error(archive, tmp_path, monkeypatch):
+    monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", lambda *_, **__: (_ for _ in ()).throw(OSError(28)))
+    with pytest.warns(RuntimeWarning), pytest.raises(OSError, match="no checkpoint of step 4"):
+        train(config(archive, tmp_path, **{"optimizer.steps": 4}))
 
 
 def test_checkpoint_of_another_architecture_is_refused(archive, finished):
@@ -145,7 +210,9 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
         ({"data.path": "/nowhere.zarr"}, "nowhere"),
         ({"data.grid": (16, 32)}, r"has the grid \(8, 16\)"),
         ({"data.levels": (500, 600)}, "600"),
-        ({"batch_size": 3}, "batch_size 3 does not divide"),
+        ({"batch_size": 3}, "batch_size 3 does not divide over data x fsdp = 8"),
+        ({"mesh.data": 1, "mesh.space": 8, "data.grid": (16, 30)}, "30 longitudes do not divide over space = 8"),
+        ({"non_finite": "ignore"}, "config.non_finite is 'ignore'"),
         ({"mesh.fsdp": 3}, "devices"),
         ({"optimizer.warmup": 24}, "warmup 24"),
         ({"model.widths": (32, 50)}, "50"),
@@ -154,20 +221,33 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
 )
 def test_bad_input_is_named_before_training(archive, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        train(config(archive, str(tmp_path), **changes))
+        train(config(archive, tmp_path, **changes))
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_dry_run_needs_no_data(tmp_path, capsys):
-    train(config("/nowhere.zarr", str(tmp_path / "run")), dry_run=True)
+    train(config("/nowhere.zarr", tmp_path / "run", **{"mesh.fsdp": 2}), dry_run=True)
     printed = capsys.readouterr().out
     assert "M parameters" in printed
-    assert "per device" in printed
+    *parts, whole = (float(gib) for gib in re.findall(r"per device: +([\d.]+) GiB", printed))
+    assert len(parts) == 3
+    assert whole == pytest.approx(sum(parts), abs=0.002)
     assert not (tmp_path / "run").exists()
 
 
+def test_profile_and_compilation_cache_are_in_the_workdir(archive, tmp_path):
+    cache = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        train(config(archive, tmp_path, profile=True))
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compile_cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", cache)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
 def test_a_specialist_improves_on_interpolation(archive, tmp_path):
-    c = config(archive, str(tmp_path))
+    c = config(archive, tmp_path)
     c.specialist = ConfigDict({"name": "temporal_downscaling", "mean_over": 3})
     train(c)
     last = metrics(tmp_path)[-1]

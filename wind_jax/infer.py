@@ -5,16 +5,23 @@
 When the run is complete its workdir holds:
 
     config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
-    report.json (stations: what was rejected, verification; warming: the signal kept, the change of rain)
+    report.html (all of it to look through in a browser)  static.zarr
+    report.json (stations: what was rejected, verification; warming: the signal kept, the change of rain; TDS: the
+    effective sample size)
 
-Members are written window by window. A run that is stopped goes on where it was when the same command is given again.
+Members are written window by window. A run that is stopped goes on where it was when the same command is given again;
+if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
 """
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import os
 import sys
+import uuid
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +36,13 @@ from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.data.variables import NON_NEGATIVE
-from wind_jax.diffusion.posterior import check_selection
+from wind_jax.diffusion.posterior import check_noise, check_selection
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
+from wind_jax.evaluation.kriging import Covariance
+from wind_jax.evaluation.report import report as write_report
 from wind_jax.prior import Prior, load_prior
+from wind_jax.problems.diagnosis import diverged, plausible, weights_lines, write_weights
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress
@@ -76,19 +86,22 @@ def infer(c: ConfigDict) -> None:
     # --------------------------------------------------------------------------------------------------------- problem
     keys = jax.random.split(jax.random.key(c.seed))  # of the observations, of the members
     variance = c.guidance.variance if "guidance" in c else "nominal"
-    setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], variance)
+    covariance = Covariance.load(resolve(path, "covariance.json")) if (path := c.data.get("covariance")) else None
+    setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], variance, covariance)
     problem = make_problem(setting, **c.task.to_dict())
     leads, total = problem.leads, problem.overlap + problem.windows * (prior.frames - problem.overlap)
-    begins = store.times[problem.starts + max(problem.context - 1, 0)]  # time of lead 0
+    firsts = store.times[problem.starts] if problem.times is None else problem.times
+    begins = firsts + TIME_STEP * max(problem.context - 1, 0)  # time of lead 0
     chain = make_chain(**c.sampler.to_dict())
     batches = member_batches(c.members, c.member_batch or members_at_once(prior))
     guide = make_guide(c.guidance, problem) if problem.observe else None
     if guide:
         check_guide(guide)
-        typical = jnp.broadcast_to(prior.mean(jnp.asarray(prior.inputs(static, begins[:1]))), prior.shape)
+        typical = plausible(prior, prior.inputs(static, begins[:1]))
         for window in range(min(problem.windows, 2)):
             observation = problem.observe(problem.told(0, window))
             check(observation, prior.shape, typical)
+            check_noise(guide.method, observation)
             if guide.method == "repaint":
                 check_selection(observation, typical)
         if guide.method == "tds" and (problem.windows > 1 or len(batches) > 1):
@@ -97,29 +110,33 @@ def infer(c: ConfigDict) -> None:
                 f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
 
-    with results(c.workdir, c.task.name, configuration.to_json(c)) as folder:
+    content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
+    identity = {**json.loads(configuration.to_json(c)), "fingerprint": content}
+    with results(c.workdir, c.task.name, json.dumps(identity), say) as folder:
         # ------------------------------------------------------------------------------------- truth and observations
         file = partial(ForecastFile, channels=channels, starts=begins, chunk=prior.frames - problem.overlap)
-        truth = file(folder / "truth.zarr", grid=prior.grid, leads=leads)
+        file = partial(file, arms=problem.arms)
+        truth = problem.states and file(folder / "truth.zarr", grid=prior.grid, leads=leads)
         posterior = file(folder / "posterior.zarr", grid=prior.grid, leads=leads, members=c.members)
         seen = problem.seen and file(folder / "observations.zarr", grid=problem.seen.grid, leads=problem.seen.leads)
         position = Position(folder)
         if position.fresh:
             for case in range(len(problem.starts)):
-                for lead in blocks(len(leads), truth.chunk):
+                for lead in blocks(len(leads), truth.chunk) if truth else ():
                     truth.write(case, lead, problem.states(case, problem.context + lead.start, lead.stop - lead.start))
                 if seen:
                     seen.write(case, slice(None), problem.seen.values(case))
 
         # ---------------------------------------------------------------------------------------------------- members
-        cases = len(problem.starts)
+        report, cases = folder / "report.json", len(problem.starts)
         say(
             f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
             f"on {jax.devices()[0].device_kind}"
         )
         with Progress("sampling", cases * len(batches) * problem.windows, unit="window", log_every=30.0) as bar:
-            for case, start in enumerate(problem.starts):
-                inputs = prior.inputs(static, store.times[start] + TIME_STEP * np.arange(total))
+            for case in range(cases):
+                inputs = prior.inputs(static, firsts[case] + TIME_STEP * np.arange(total))
+                steered = guide if problem.guided(case) else None
                 for batch in batches:
                     first, known = position.find(case, batch.start)
                     bar.update(min(first, problem.windows))
@@ -128,13 +145,17 @@ def infer(c: ConfigDict) -> None:
                     told = (problem.told(case, window) for window in range(first, problem.windows))
                     drawn = rollout(
                         prior, known, inputs, batch, jax.random.fold_in(keys[1], problem.event(case)), chain,
-                        problem.overlap, guide if problem.guided(case) else None, told, first,
+                        problem.overlap, steered, told, first, partial(write_weights, report, case),
                     )  # fmt: skip
                     for window, frames in enumerate(drawn, first):
                         x = np.asarray(frames)
                         lead = new_leads(problem, prior.frames, window)
                         if not np.isfinite(x).all():
-                            raise ValueError(diverged(case, window, guide, problem, known))
+                            begun = window * (prior.frames - problem.overlap)
+                            start = plausible(prior, inputs[begun : begun + prior.frames], known)
+                            observation = problem.observe(problem.told(case, window)) if steered else None
+                            kept = None if position.fresh else folder
+                            raise ValueError(diverged(case, window, steered, observation, start, kept))
                         members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
                         fields = physical(statistics, x[: members.stop - members.start, : lead.stop - lead.start])
                         posterior.write(case, lead, fields, members=members)
@@ -144,21 +165,27 @@ def infer(c: ConfigDict) -> None:
         # ----------------------------------------------------------------------------------------------------- scores
         found = score(posterior, truth, problem, fitted) if problem.scored else []
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
-        lines: list[str] = []
+        said = json.loads(report.read_text()) if report.exists() else {}  # of TDS
+        lines = weights_lines(said["tds"], c.members) if said else []
         if problem.report:
-            said, lines = problem.report(lambda case: posterior.read(case, slice(None)))
-            (folder / "report.json").write_text(json.dumps(said, indent=1) + "\n")
+            more, more_lines = problem.report(lambda case: posterior.read(case, slice(None)))
+            lines += more_lines
+            report.write_text(json.dumps(said | more, indent=1) + "\n")
 
         # ---------------------------------------------------------------------------------------------------- figures
-        if c.figures:
+        if c.figures and truth:
             os.makedirs(folder / "figures", exist_ok=True)
             land = xarray.DataArray(
                 static[..., FORCING_NAMES.index("land_sea_mask")],
                 {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
                 ("latitude", "longitude"),
             )
-            for name, figure in figures.draw(c.task.name, folder, found, land).items():
+            keep = {"land_sea_mask": land.values} | ({} if ground is None else {"geopotential_at_surface": ground})
+            figures.keep_static(folder, keep, prior.grid)
+            for name, figure in figures.draw(c.task.name, folder, found, land, ground).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
+            if len(leads) >= 8:
+                figures.film(folder, land, folder / "figures" / "animation.gif")
         position.remove()  # what failed until here is gone on with
 
     # ----------------------------------------------------------------------------------------------------------- table
@@ -169,6 +196,8 @@ def infer(c: ConfigDict) -> None:
         say(line)
     for line in lines:
         say(line)
+    if c.figures and truth:
+        say(f"the report is {write_report(Path(c.workdir))}")
     say(f"results are in {c.workdir}")
 
 
@@ -203,20 +232,26 @@ def last_frames(known: np.ndarray | None, drawn: np.ndarray, overlap: int) -> np
     return drawn[:, drawn.shape[1] - overlap :]
 
 
-def diverged(case: int, window: int, guide: Guide | None, problem: Problem, known: np.ndarray | None) -> str:
-    """What to say of a chain whose values are not finite."""
-    if known is not None and not np.isfinite(known).all():
-        why = "its known frames are not finite"
-    elif guide is None:
-        why = "the prior alone, without guidance, diverged: lower config.sampler.start, or raise config.sampler.steps"
-    else:
-        data = jax.tree.leaves_with_path(problem.observe(problem.told(case, window)).y)
-        named = ", ".join(dict.fromkeys(jax.tree_util.keystr(path) or "y" for path, _ in data))
-        why = (
-            f"guidance by {guide.method} on the observations {named} drove it. Lower config.sampler.start, raise "
-            'config.sampler.steps or the error in config.task, or try config.guidance.variance="adaptive"'
-        )
-    return f"The chain diverged in case {case}, window {window}: {why}. What is finished is kept."
+def fingerprint(c: ConfigDict, prior: Prior, problem: Problem, *fields: np.ndarray) -> dict[str, str]:
+    """Digests of what the configuration names but does not hold: a run goes on only with the same content.
+
+    Of the archive they are of `fields`, and of the first states of the first and the last case.
+    """
+    digest = lambda *parts: hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
+    about = repr((prior.config, prior.frames, prior.schedule_name, prior.prediction))
+    ends = [problem.states(case, 0, 1) for case in (0, len(problem.starts) - 1)] if problem.states else []
+    out = {
+        "prior": digest(about, prior.statistics.mean, prior.statistics.std, *jax.tree.leaves(prior.params)),
+        "archive": digest(*fields, *ends),
+    }
+    if path := c.task.get("path"):
+        out["table"] = digest(Path(path).read_bytes())
+    if operator := c.task.get("operator"):
+        try:  # the whole file: an operator calls functions beside it
+            out["operator"] = digest(Path(inspect.getsourcefile(operator)).read_bytes())
+        except (TypeError, OSError):
+            out["operator"] = f"unknown {uuid.uuid4()}"  # nothing that is known to be the same
+    return out
 
 
 def member_batches(members: int, at_once: int) -> list[range]:

@@ -1,14 +1,17 @@
 """The folder of a run: forecast-schema Zarr files, and results that appear only when they are whole.
 
 Files follow WeatherBench2's schema of forecasts: dimensions `time` (start), `number` (member),
-`prediction_timedelta`, `level`, `latitude`, `longitude`; variables by their WeatherBench2 names, with `units`.
+`prediction_timedelta`, `level`, `latitude`, `longitude`; variables by their WeatherBench2 names. Their attributes are
+those of the CF conventions (https://cfconventions.org): units, standard and long names, axes.
 """
 
 import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +19,44 @@ import xarray
 import zarr
 from jaxtyping import Float
 
-from wind_jax.data.variables import Channel
+from wind_jax.data.variables import CF_ATTRIBUTES, Channel
 from wind_jax.sphere import Grid
 
 MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
 BEGUN = "begun.json"  # what becomes the mark, while a run is not complete
 POSITION = "position.npz"  # how far it is
 ALL = 2**31 - 1
+CONVENTIONS = "CF-1.11"
+_COORDINATES = {
+    "time": {"standard_name": "forecast_reference_time", "long_name": "start of the forecast", "axis": "T"},
+    "number": {"standard_name": "realization", "long_name": "ensemble member", "units": "1"},
+    "prediction_timedelta": {"standard_name": "forecast_period", "long_name": "lead time"},
+    "level": {
+        "standard_name": "air_pressure",
+        "long_name": "pressure",
+        "units": "hPa",
+        "positive": "down",
+        "axis": "Z",
+    },
+    "latitude": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    "longitude": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
+}
+"""CF attributes; the units of times are in their encoding."""
 
 
 @contextlib.contextmanager
-def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
+def results(workdir: str, experiment: str, config: str, say: Callable[[str], None] = print) -> Iterator[Path]:
     """A folder to write results to; they move into `workdir` when the block ends well, all or none.
 
     Earlier results of the same experiment stay until then. A run that is stopped leaves only `.partial`: the next run
-    of the same configuration goes on with it (see `Position`), another clears it. Results without `config.json` are
-    not whole.
+    of the same configuration goes on with it (see `Position`), another moves it aside, to `unfinished-1` and so on,
+    and says so. Results without `config.json` are not whole.
 
     Args:
         workdir: created where it does not exist.
         experiment: name of the experiment, kept in `config.json`.
-        config: the configuration as JSON text.
+        config: what identifies the run, as JSON text: the configuration, and digests of what it only names.
+        say: prints a line.
 
     Raises:
         ValueError: `workdir` cannot be written to, or holds something else than results of this experiment.
@@ -53,7 +73,12 @@ def results(workdir: str, experiment: str, config: str) -> Iterator[Path]:
             )
         settings = json.dumps({"experiment": experiment, **json.loads(config)}, indent=2) + "\n"
         begun = partial / BEGUN
-        if not ((partial / POSITION).exists() and begun.exists() and begun.read_text() == settings):
+        if (partial / POSITION).exists() and (other := begun.read_text()) != settings:
+            aside = next(path for i in count(1) if not (path := workdir / f"unfinished-{i}").exists())
+            partial.rename(aside)
+            new = [line.strip(" ,") for line in settings.splitlines() if line not in other.splitlines()]
+            say(f"The unfinished run in {workdir} was another, without {', '.join(new)}: it is kept in {aside}.")
+        if not (partial / POSITION).exists():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             begun.write_text(settings)
@@ -135,6 +160,7 @@ class ForecastFile:
         leads: (l,) timedelta64 since the start, dimension `prediction_timedelta`.
         members: size of dimension `number`; None for none.
         chunk: lead times in one chunk.
+        arms: (n,) names, coordinate `arm` along `time`, where several runs are of one event.
 
     A file that is there already, of the same run, is gone on with.
     """
@@ -148,27 +174,34 @@ class ForecastFile:
         leads: np.ndarray,
         members: int | None = None,
         chunk: int = 1,
+        arms: Sequence[str] | None = None,
     ):
         self.path, self.channels, self.grid = path, tuple(channels), grid
         self.starts, self.leads, self.members, self.chunk = starts, leads, members, chunk
         self._levels = sorted({c.level for c in channels if c.level is not None})
-        coordinates = {
-            "time": ("time", starts.astype("datetime64[ns]")),
-            **({"number": ("number", np.arange(members))} if members else {}),
-            "prediction_timedelta": ("prediction_timedelta", leads.astype("timedelta64[ns]")),
-            **({"level": ("level", self._levels, {"units": "hPa"})} if self._levels else {}),
-            "latitude": ("latitude", grid.latitude, {"units": "degrees_north"}),
-            "longitude": ("longitude", grid.longitude, {"units": "degrees_east"}),
+        values = {
+            "time": starts.astype("datetime64[ns]"),
+            "number": np.arange(members or 0),
+            "prediction_timedelta": leads.astype("timedelta64[ns]"),
+            "level": self._levels,
+            "latitude": grid.latitude,
+            "longitude": grid.longitude,
         }
         if not path.exists():
-            self._create(coordinates)
+            self._create({name: (name, x, _COORDINATES[name]) for name, x in values.items() if len(x)}, arms)
         group = zarr.open_group(path, mode="r+", zarr_format=2)
         self._arrays = {name: group[name] for name in dict.fromkeys(c.name for c in channels)}
 
-    def _create(self, coordinates: dict) -> None:
+    def _create(self, coordinates: dict, arms: Sequence[str] | None) -> None:
         """Coordinates and empty arrays; in place only when whole."""
         partial = self.path.with_suffix(".partial")
-        xarray.Dataset(coords=coordinates).to_zarr(
+        attributes = {
+            "Conventions": CONVENTIONS,
+            "title": f"{self.path.stem} of a run of wind_jax.infer",
+            "source": f"wind_jax {version('wind_jax')}",
+        }
+        labels = {"arm": ("time", list(arms), {"long_name": "run of the event"})} if arms else {}
+        xarray.Dataset(coords=coordinates | labels, attrs=attributes).to_zarr(
             partial,
             mode="w",
             zarr_format=2,
@@ -190,7 +223,7 @@ class ForecastFile:
                 chunks=tuple(chunks.get(d, size) for d, size in sizes.items()),
                 dtype="float32",
                 fill_value=math.nan,
-                attributes={"_ARRAY_DIMENSIONS": dims, "units": units},
+                attributes={"_ARRAY_DIMENSIONS": dims, "units": units, **CF_ATTRIBUTES.get(name, {})},
             )
         zarr.consolidate_metadata(partial, zarr_format=2)
         partial.rename(self.path)

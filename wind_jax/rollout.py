@@ -17,6 +17,7 @@ from wind_jax.diffusion.likelihood import ObservationLike
 from wind_jax.diffusion.posterior import check_method, sample_posterior
 from wind_jax.diffusion.samplers import Step, ddim, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import time_grid
+from wind_jax.diffusion.smc import Weights, twisted
 from wind_jax.prior import Prior
 from wind_jax.tasks.forecast import known_window
 
@@ -100,6 +101,7 @@ def rollout(
     guide: Guide | None = None,
     told: Iterable[PyTree] | None = None,
     first: int = 0,
+    weighed: Callable[[int, Weights], None] | None = None,
 ) -> Iterator[Float[Array, "b new h w c"]]:
     """Draws trajectories window by window.
 
@@ -117,6 +119,7 @@ def rollout(
         guide: how windows are guided; None: not.
         told: for each window, what `guide.observe` makes an observation of.
         first: number of the first window drawn here: a run that was stopped goes on with the `known` frames before it.
+        weighed: called with the number of each window that TDS drew, and what became of its members.
 
     Yields:
         The new frames of each window, model units: (b, prior.frames - overlap, h, w, c), or all of a first window
@@ -144,7 +147,9 @@ def rollout(
         begin = window * new
         keys = member_keys(jax.random.fold_in(key, window), members)
         told_inputs = jnp.asarray(inputs[begin : begin + prior.frames])
-        frames = _draw(prior, known, told_inputs, data, keys, chain, guide)
+        frames, weights = _draw(prior, known, told_inputs, data, keys, chain, guide)
+        if weighed and weights:
+            weighed(window, weights)
         yield frames if known is None else frames[:, overlap:]
         known = frames[:, prior.frames - overlap :]
 
@@ -161,15 +166,16 @@ def check_guide(guide: Guide) -> None:
 @partial(jax.jit, static_argnames=("chain", "guide"))
 def _draw(
     prior: Prior, known: Array | None, inputs: Array, told: PyTree, keys: Array, chain: Chain, guide: Guide | None
-) -> Array:
-    """One window (b, t, h, w, c) whose first frames may be known."""
+) -> tuple[Array, Weights | None]:
+    """One window (b, t, h, w, c) whose first frames may be known; and of TDS, what became of the members."""
     given = range(0 if known is None else known.shape[1])
     grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start)
     known = None if known is None else known_window(known, prior.frames)
     x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
     denoiser = prior.denoiser(inputs)
     if guide is None:
-        return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys)
-    return sample_posterior(
-        denoiser, guide.observe(told), x_init, grid, prior.schedule, chain.step, keys, guide.method, dict(guide.options)
-    )
+        return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys), None
+    task, options = (denoiser, guide.observe(told), x_init, grid, prior.schedule), dict(guide.options)
+    if guide.method == "tds":
+        return twisted(*task, keys, **options)
+    return sample_posterior(*task, chain.step, keys, guide.method, options), None

@@ -178,6 +178,27 @@ def test_student_t_forgives_a_gross_error(x64):
     assert error["student_t"] < min(0.05, 0.1 * error["gaussian"]), error
 
 
+def test_the_published_dps_follows_a_students_t(x64):
+    """Its direction is that of J^T A'^T l'(r), its length that of 1 / sqrt(-sum r l'(r)), whatever the likelihood."""
+    observation = Observation(lambda x: MIX @ x, Y + np.eye(5)[0] * 100, VARIANCE, student_t(4))
+    x_t, t = jnp.asarray(RNG.standard_normal((1, 12))), 0.5
+    guided = guide(FULL.denoise, observation, SCHEDULE, "dps", scale=0.7)
+    x0_hat, pullback = jax.vjp(lambda x: FULL.denoise(x, t), x_t)
+    r = observation.y - MIX @ x0_hat[0]
+    pull = 5 * r / (4 * VARIANCE + r**2)  # -l'(r) of Student's t with 4 degrees of freedom
+    gamma = SCHEDULE.sigma(t) ** 2 / SCHEDULE.alpha(t)
+    expected = gamma * pullback((MIX.T @ (0.7 * pull / np.sqrt((r * pull).sum())))[None])[0]
+    np.testing.assert_allclose(guided(x_t, t) - x0_hat, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["repaint", "pgdm_step"])
+@pytest.mark.parametrize("noise", [(VARIANCE, student_t(4)), ("adaptive",)], ids=["student_t", "adaptive"])
+def test_methods_that_put_y_in_place_refuse_what_weighs_it(method, noise, x64):
+    observation = Observation(lambda x: SELECT @ x, Y, *noise)
+    with pytest.raises(ValueError, match=f"{method} puts y in its place"):
+        sample_posterior(FULL.denoise, observation, jnp.zeros((2, 12)), time_grid(4), SCHEDULE, method=method)
+
+
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [

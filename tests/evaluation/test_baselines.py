@@ -1,9 +1,20 @@
 """Baselines: exact where linear interpolation is, periodic, bounded, and never without an answer."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.interpolate import RectBivariateSpline
 
-from wind_jax.evaluation.baselines import interpolation, persistence, refine_in_time, upsample
+from wind_jax.data.variables import channels
+from wind_jax.evaluation.baselines import (
+    about_climatology,
+    interpolation,
+    persistence,
+    refine_in_time,
+    refined,
+    upsample,
+    upsampled,
+)
 from wind_jax.sphere import Grid, coarsen, coarsening
 
 GRID = Grid(np.linspace(-86, 86, 20), np.arange(0, 360, 10.0))
@@ -17,10 +28,10 @@ def sparse(field, count, seed=0):
     return out.reshape(1, *field.shape, 1)
 
 
-def smooth(grid=GRID):
+def smooth(grid=GRID, dtype=np.float32):
     """A field of wavenumbers 0 and 1, (h, w)."""
     latitude, longitude = np.deg2rad(np.meshgrid(grid.latitude, grid.longitude, indexing="ij"))
-    return (250 + 30 * np.sin(latitude) + 10 * np.cos(latitude) * np.cos(longitude - 1)).astype(np.float32)
+    return (250 + 30 * np.sin(latitude) + 10 * np.cos(latitude) * np.cos(longitude - 1)).astype(dtype)
 
 
 def test_persistence_repeats_the_state():
@@ -111,5 +122,67 @@ def test_refined_means():
     refined = refine_in_time(trend.reshape(3, 4, 2, 4, 1).mean(1), 4)
     np.testing.assert_allclose(refined[2:-2], trend[2:-2], rtol=1e-6)
     np.testing.assert_array_equal(refine_in_time(y[:1], 2), np.repeat(y[:1], 2, axis=0))
-    with pytest.raises(ValueError, match="cubic"):
-        refine_in_time(y, 4, "cubic")
+    with pytest.raises(ValueError, match="'quintic'"):
+        refine_in_time(y, 4, "quintic")
+
+
+@pytest.mark.parametrize("pole_rows", [0, 1])
+def test_cubic_is_of_fourth_order_also_at_the_poles(pole_rows):
+    errors = []
+    for size in (8, 16):
+        rows = np.linspace(-90, 90, size + 1) if pole_rows else np.arange(-90 + 90 / size, 90, 180 / size)
+        coarse = Grid(rows, np.arange(2 * size + 1) * 360 / (2 * size + 1))  # odd: no column has its opposite
+        fine = Grid(np.linspace(-90, 90, 91), np.arange(0, 360, 4.0) + 1)
+        y, truth = (smooth(grid, np.float64)[..., None] for grid in (coarse, fine))
+        errors.append(np.abs(upsample(y, coarse, fine, method="cubic") - truth).max())
+        np.testing.assert_allclose(upsample(y, coarse, coarse, method="cubic"), y, atol=1e-5)  # it interpolates
+        assert errors[-1] < np.abs(upsample(y, coarse, fine) - truth).max() / 10
+    assert 11 < errors[0] / errors[1] < 25  # 16 for fourth order
+
+
+def test_cubic_equals_bicubic_splines_away_from_seam_and_poles():
+    coarse, fine = Grid(np.linspace(-87, 87, 30), np.arange(0, 360, 6.0)), Grid(np.arange(-30, 31.0), np.arange(360.0))
+    y = np.random.default_rng(0).normal(size=coarse.shape)
+    theirs = RectBivariateSpline(coarse.latitude, coarse.longitude, y, s=0)(fine.latitude, fine.longitude)
+    ours = upsample(y[..., None], coarse, fine, method="cubic")[..., 0]
+    np.testing.assert_allclose(ours[:, 90:270], theirs[:, 90:270], atol=1e-4)  # ends are forgotten by 0.27 a node
+
+
+def test_cubic_turns_wind_across_the_poles_and_takes_jax_arrays():
+    coarse, fine = Grid(np.arange(-87.5, 90, 5), np.arange(0, 360, 5.0)), Grid(np.arange(-89.5, 90), np.arange(360.0))
+    flow = lambda grid: np.broadcast_to(-np.sin(np.deg2rad(grid.longitude)), grid.shape)[..., None]
+    wind = upsample(flow(coarse), coarse, fine, vector=True, method="cubic")
+    np.testing.assert_allclose(wind, flow(fine), atol=1e-5)
+    assert np.abs(upsample(flow(coarse), coarse, fine, method="cubic") - flow(fine)).max() > 0.2
+    both = channels(["temperature", "u_component_of_wind"], [500])
+    y = np.concatenate([np.full_like(flow(coarse), 7), flow(coarse)], axis=-1)
+    fields = upsampled(jnp.asarray(y), coarse, fine, both, "cubic")
+    np.testing.assert_allclose(fields, np.concatenate([np.full_like(wind, 7), wind], axis=-1), atol=1e-5)
+    with pytest.raises(ValueError, match="'quintic'"):
+        upsample(y, coarse, fine, method="quintic")
+
+
+def test_cubic_in_time_keeps_every_mean_and_is_exact_for_parabolas():
+    rng = np.random.default_rng(0)
+    for m in (1, 2, 3, 7):
+        y = rng.normal(size=(m, 2, 3, 1)).astype(np.float32)
+        fine = refine_in_time(y, 4, "cubic")
+        np.testing.assert_allclose(fine.reshape(m, 4, 2, 3, 1).mean(1), y, atol=1e-6)
+        sums = refine_in_time(jnp.asarray(y), 4, "cubic", accumulated=True)
+        np.testing.assert_allclose(sums, fine / 4, atol=1e-6)
+    t = np.arange(16, dtype=np.float32)
+    parabola = ((t - 3) ** 2)[:, None, None, None] * np.ones((16, 2, 3, 1), np.float32)
+    np.testing.assert_allclose(refine_in_time(parabola.reshape(4, 4, 2, 3, 1).mean(1), 4, "cubic"), parabola, atol=1e-4)
+
+
+def test_about_climatology_keeps_what_it_knows_and_the_means():
+    both = channels(["temperature", "specific_humidity"], [500])
+    normal = np.random.default_rng(0).normal(size=(8, 2, 4, 2)).astype(np.float32) ** 2
+    measure = lambda x: x.reshape(2, 4, 2, 4, 2).mean(1)
+    back = lambda y: refined(y, 4, both, "cubic")
+    np.testing.assert_allclose(about_climatology(measure(normal), normal, measure, back, both), normal, atol=1e-6)
+    y = measure(normal) + np.float32(1)
+    np.testing.assert_allclose(measure(about_climatology(y, normal, measure, back, both)), y, atol=1e-5)
+    low = about_climatology(y - 9, normal, measure, back, both)
+    assert low[..., 0].max() < 0  # temperature here; humidity is cut off
+    assert low[..., 1].min() == 0

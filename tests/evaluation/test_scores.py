@@ -6,6 +6,7 @@ from rich.console import Console
 
 from wind_jax.data.variables import channels
 from wind_jax.evaluation import scores
+from wind_jax.sphere import Grid
 
 CHANNELS = channels(["temperature", "2m_temperature"], [500])
 WEIGHTS = np.array([[0.5], [1.5]], np.float32)
@@ -59,6 +60,76 @@ def test_correlation_is_of_anomalies():
     y, normal = rng.normal(size=(2, 1, 2, 3, 2)).astype(np.float32)
     acc = scores.moments((normal + 3 * (y - normal))[None], y, WEIGHTS, climatology=normal)["acc"]
     np.testing.assert_allclose(acc, 1, rtol=1e-5)
+
+
+DEGREE = Grid(np.arange(-89.5, 90), np.arange(0.0, 360))  # cell edges at whole latitudes and half longitudes
+
+
+@pytest.mark.parametrize(
+    ("box", "latitudes", "degrees"),
+    [
+        (scores.REGIONS["global"], (-90, 90), 360),
+        (scores.REGIONS["tropics"], (-20, 20), 360),
+        (scores.REGIONS["extratropics-north"], (20, 90), 360),
+        (scores.REGIONS["extratropics-south"], (-90, -20), 360),
+        (scores.REGIONS["europe"], (35, 75), 55),
+        ((-10.0, 10.0, 170.5, -170.5), (-10, 10), 19),  # across the date line, spelled in two ways
+        ((-10.0, 10.0, 170.5, 189.5), (-10, 10), 19),
+        ((-10.0, 10.0, -20.5, 9.5), (-10, 10), 30),  # across Greenwich
+        ((-10.0, 10.0, -180.0, 180.0), (-10, 10), 360),
+    ],
+)
+def test_regions_have_the_area_of_their_box(box, latitudes, degrees):
+    south, north = np.sin(np.deg2rad(latitudes))
+    share = (north - south) / 2 * degrees / 360
+    weights = scores.region_weights(DEGREE, {"box": box})
+    assert weights.shape == (1, 180, 360)
+    assert weights.astype(float).sum() / weights[0].size == pytest.approx(share, rel=1e-5)
+
+
+def test_a_box_across_the_date_line_has_the_cells_on_both_sides():
+    weights = scores.region_weights(DEGREE, {"box": (0.0, 1.0, 178.0, -178.0)})[0]
+    assert sorted(DEGREE.longitude[weights.any(0)]) == [178, 179, 180, 181, 182]
+    assert DEGREE.latitude[weights.any(1)] == [0.5]
+
+
+@pytest.mark.parametrize(
+    "box", [(20.0, 10.0, 0.0, 9.0), (-91.0, 0.0, 0.0, 9.0), (0.0, np.nan, 0.0, 9.0), (0.0, 9.0, 0.0, 400.0)]
+)
+def test_boxes_that_are_none(box):
+    with pytest.raises(ValueError, match=r"'somewhere'.* is no box: expected south:north:west:east"):
+        scores.region_weights(DEGREE, {"somewhere": box})
+
+
+def test_a_box_between_cell_centres():
+    with pytest.raises(ValueError, match=r"'small', 0.6:0.9:0:9, holds no cell centre of the grid of 180 x 360"):
+        scores.region_weights(DEGREE, {"small": (0.6, 0.9, 0.0, 9.0)})
+
+
+def test_regions_at_once_are_regions_one_by_one():
+    rng = np.random.default_rng(0)
+    grid = Grid(np.linspace(-80, 80, 9), np.arange(12) * 30.0)
+    weights = scores.region_weights(grid, scores.REGIONS)
+    x, y = rng.normal(size=(3, 2, 9, 12, 2)).astype(np.float32), rng.normal(size=(2, 9, 12, 2)).astype(np.float32)
+    wanted = (*scores.DETERMINISTIC, *scores.ENSEMBLE)
+    together = scores.moments(x, y, weights, None, y - 1, wanted, grid)
+    assert {name: value.shape[:3] for name, value in together.items()} == dict.fromkeys(together, (5, 2, 2))
+    for i, weight in enumerate(weights):
+        for name, value in scores.moments(x, y, weight, None, y - 1, wanted, grid).items():
+            np.testing.assert_allclose(together[name][i], value, rtol=1e-5, err_msg=name)
+    assert np.isnan(together["spectrum"][-1]).all()  # Europe has no whole latitude circle
+
+
+def test_cases_without_a_value_are_not_counted(cases):
+    holes = [dict(case) for case in [*cases, cases[0]]]
+    holes[2]["mse"] = np.array([[np.nan, 5.0], [np.nan, 5.0]], np.float32)
+    found = scores.records("posterior", holes, CHANNELS, members=2, lead_hours=[6, 12])
+    by = {(r["variable"], r["lead_hours"], r["metric"]): r for r in found}
+    assert (by["temperature", 6, "rmse"]["cases"], by["2m_temperature", 6, "rmse"]["cases"]) == (2, 3)
+    assert by["temperature", 6, "rmse"]["value"] == pytest.approx(np.sqrt((9 + 16) / 2))
+    assert by["2m_temperature", 6, "rmse"]["value"] == pytest.approx(np.sqrt((1 + 1 + 5) / 3))
+    pooled = scores.records("posterior", holes, CHANNELS, members=2)
+    assert [r["cases"] for r in pooled if r["metric"] == "rmse"] == [2, 3]
 
 
 def test_table_counts_who_is_better(cases):

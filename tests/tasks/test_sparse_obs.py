@@ -96,6 +96,9 @@ def test_bad_input(x, statistics):
         sparse_obs.draw_cells(key, SHAPE, CHANNELS, 0.1, ("geopotential",))
     with pytest.raises(ValueError, match=r"\(3, 10, 21, 4\)"):
         sparse_obs.mask_cells(np.ones((3, 10, 21, 4), bool), SHAPE, CHANNELS)
+    quarter_degree = (30, 721, 1440, 70)
+    with pytest.raises(ValueError, match=r"\(30, 721, 1440, 70\) has 2180304000 values"):
+        sparse_obs.draw_cells(key, quarter_degree, CHANNELS, 0.1)
     with pytest.raises(ValueError, match="nowhere"):
         sparse_obs.mask_cells(np.zeros(SHAPE, bool), SHAPE, CHANNELS)
     outside = {"temperature": np.array([0, x.size], np.int32)}

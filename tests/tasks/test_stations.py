@@ -163,6 +163,9 @@ def test_placing_refuses(told, statistics):
     early = reports(("2m_temperature", 280.0, 0.0, 0.0, -1.0), ("2m_temperature", 280.0, 0.0, 0.0, 1.0))
     with pytest.raises(ValueError, match=r"1 of 2 reports lie outside the window.*2018-11-01T23"):
         place(early, GRID, TIMES, CHANNELS, FLAT)
+    century = TIMES[0] + np.arange(150_000) * np.timedelta64(6, "h")
+    with pytest.raises(ValueError, match=r"2332800000 values"):
+        place(told, GRID, century, CHANNELS, FLAT)
     with pytest.raises(ValueError, match=r"no channel.*300"):
         place(reports(("temperature", 250.0, 0.0, 0.0, 0.0, 0.0, 300)), GRID, TIMES, CHANNELS, FLAT)
     with pytest.raises(ValueError, match="2 reports of '2m_temperature' have no positive error"):

@@ -28,6 +28,19 @@ SURFACE_VARIABLES = {
 }
 """Variables at one height and their units."""
 
+_CF_NAMES = {
+    "temperature": ("air_temperature", "temperature"),
+    "geopotential": ("geopotential", "geopotential"),
+    "specific_humidity": ("specific_humidity", "specific humidity"),
+    "u_component_of_wind": ("eastward_wind", "eastward wind"),
+    "v_component_of_wind": ("northward_wind", "northward wind"),
+    "2m_temperature": ("air_temperature", "temperature 2 m above the surface"),
+    "mean_sea_level_pressure": ("air_pressure_at_mean_sea_level", "mean sea level pressure"),
+    "10m_u_component_of_wind": ("eastward_wind", "eastward wind 10 m above the surface"),
+    "10m_v_component_of_wind": ("northward_wind", "northward wind 10 m above the surface"),
+    "total_precipitation_6hr": ("lwe_thickness_of_precipitation_amount", "precipitation of the last 6 h"),
+}
+
 _TRANSFORMS = {"total_precipitation_6hr": "log_precipitation"}
 
 
@@ -35,6 +48,13 @@ NON_NEGATIVE = ("specific_humidity", "total_precipitation_6hr")
 """Variables that cannot be below 0."""
 ACCUMULATIONS = ("total_precipitation_6hr",)
 """Variables that add up over frames, where others have a mean."""
+
+CF_ATTRIBUTES = {
+    name: {"standard_name": standard, "long_name": long}
+    | ({"cell_methods": "prediction_timedelta: sum"} if name in ACCUMULATIONS else {})
+    for name, (standard, long) in _CF_NAMES.items()
+}
+"""Attributes of each variable by the CF conventions, beside its units."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
 from wind_jax.diffusion.guidance import METHODS, check_options, guide
-from wind_jax.diffusion.likelihood import ObservationLike, misfit
+from wind_jax.diffusion.likelihood import ObservationLike, gaussian, misfit
 from wind_jax.diffusion.samplers import Step, ddim, levels, normal, sample
 from wind_jax.diffusion.schedule import Schedule
 from wind_jax.diffusion.smc import twisted
@@ -40,10 +40,11 @@ def sample_posterior(
         options: The method's own arguments.
 
     Raises:
-        ValueError: An unknown method, or an option that it does not have.
+        ValueError: An unknown method, an option that it does not have, or an observation that it cannot use.
     """
     options = options or {}
     check_method(method, options)
+    check_noise(method, observation)
     if method in METHODS:
         return sample(guide(denoiser, observation, schedule, method, **options), x_init, grid, schedule, step, keys)
     if method == "tds":
@@ -59,6 +60,21 @@ def check_method(method: str, options: dict) -> None:
         ValueError: An unknown method, or an option that it does not have.
     """
     check_options(METHODS | {"repaint": repaint, "pgdm_step": pgdm_step, "tds": twisted}, method, options)
+
+
+def check_noise(method: str, observation: ObservationLike) -> None:
+    """Checks that a method can use the noise of an observation: those that put y in its place weigh no residuals.
+
+    Raises:
+        ValueError: RePaint or PiGDM's own step, and a likelihood that is not Gaussian or a variance that adapts.
+    """
+    likelihoods, variances = jax.tree.leaves(observation.log_likelihood), jax.tree.leaves(observation.variance)
+    weighs = any(f is not gaussian for f in likelihoods) or any(isinstance(v, str) for v in variances)
+    if weighs and method in ("repaint", "pgdm_step"):
+        raise ValueError(
+            f"{method} puts y in its place, whatever the residual: it has no use for Student's t or another "
+            'likelihood, nor for variance="adaptive". Choose another method, such as "mmps".'
+        )
 
 
 def check_selection(observation: ObservationLike, x: Float[Array, "..."]) -> None:
@@ -93,7 +109,7 @@ def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> S
     The operator must select values of x (a mask, or single cells), none twice; their noise is drawn anew each time.
 
     Args:
-        observation: The task; an "adaptive" variance counts as none.
+        observation: The task, with Gaussian noise of a known variance.
         step: The sampler's, from t to s.
         resamplings: Passes over each step; all but the last go back to t by fresh noise.
 
@@ -110,8 +126,8 @@ def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> S
         alpha_s, sigma_s = levels(schedule, s, x_t)
         scatter = jax.linear_transpose(observation.operator, x_t[0])
         y = jax.tree.map(lambda y: jnp.asarray(y, x_t.dtype), observation.y)
-        nominal = lambda v, y: jnp.zeros_like(y) if isinstance(v, str) else jnp.zeros_like(y) + jnp.asarray(v, y.dtype)
-        noise = jax.tree.map(nominal, jax.tree.broadcast(observation.variance, y), y)
+        spread_out = lambda v, y: jnp.broadcast_to(jnp.asarray(v, y.dtype), y.shape)
+        noise = jax.tree.map(spread_out, jax.tree.broadcast(observation.variance, y), y)
         values, variance = scatter(y)[0], scatter(noise)[0]
         # Frames that wait, and known ones, are not painted.
         seen = (scatter(jax.tree.map(jnp.ones_like, y))[0] > 0)[None] & (expand_like(t > s, x_t) > 0)

@@ -1,13 +1,19 @@
 """The figures of a run, from its files: what goes into `plots`, chosen and computed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import xarray
+from jaxtyping import Float, Int
 
-from wind_jax.evaluation import plots, scores
+from wind_jax import physics
+from wind_jax.data.variables import channels
+from wind_jax.evaluation import metrics, plots, scores
+from wind_jax.evaluation.animation import animate
+from wind_jax.sphere import Grid, area_weights, zonal_spectrum
+from wind_jax.tasks.conservation import Columns, total
 from wind_jax.tasks.forecast import lead_hours
 
 # Channels that figures and forecast tables show, where the prior has them.
@@ -15,6 +21,10 @@ HEADLINE = (
     ("geopotential", 500), ("2m_temperature", None), ("u_component_of_wind", 850), ("total_precipitation_6hr", None),
     ("temperature", 850), ("mean_sea_level_pressure", None),
 )  # fmt: skip
+
+
+POINT = (50.0, 10.0)  # latitude and longitude of the place whose time series is drawn
+STATIC = "static.zarr"
 
 
 def headline(data: xarray.Dataset, count: int) -> list[tuple[str, int | None]]:
@@ -30,27 +40,55 @@ def date(time: np.datetime64) -> str:
     return np.datetime_as_string(time, unit="h").replace("T", " ") + " UTC"
 
 
-def fields(folder: Path, variable: str, level: int | None, lead: int) -> xarray.Dataset:
-    """One field of the first case beside its ensemble, for `plots.ensemble_maps`."""
-    pick = {"time": 0, "prediction_timedelta": lead}
-    members = xarray.open_zarr(folder / "posterior.zarr", chunks=None)[variable].isel(pick)
-    out = {"truth": xarray.open_zarr(folder / "truth.zarr", chunks=None)[variable].isel(pick)}
-    if (folder / "observations.zarr").exists():
+def fields(
+    folder: Path,
+    variable: str,
+    level: int | None,
+    lead: int | slice | Int[np.ndarray, "_"],
+    case: int = 0,
+    members: int = 2,
+) -> xarray.Dataset:
+    """One field beside its ensemble, for `plots.ensemble_maps`.
+
+    Args:
+        folder: of the run.
+        variable: its name.
+        level: in hPa, None at the surface.
+        lead: position or positions of the frames.
+        case: position of the start.
+        members: how many stand as `member_1` and so on; mean and spread are of all.
+    """
+    pick = {"time": case, "prediction_timedelta": lead}
+    ensemble = _open(folder, "posterior")[variable].isel(pick)
+    out = {"truth": _open(folder, "truth")[variable].isel(pick)}
+    if (seen := _open(folder, "observations")) is not None:
         # Means over coarse cells or several frames: each cell shows the mean that it is in.
-        seen = xarray.open_zarr(folder / "observations.zarr", chunks=None)[variable].isel(time=0)
-        seen = seen.sel(prediction_timedelta=members["prediction_timedelta"], method="pad")
-        coordinates = {name: members[name] for name in ("latitude", "longitude")}
+        seen = seen[variable].isel(time=case).sel(prediction_timedelta=ensemble["prediction_timedelta"], method="pad")
+        coordinates = {name: ensemble[name] for name in ("latitude", "longitude")}
         out["observations"] = seen.sel(coordinates, method="nearest").assign_coords(coordinates)
-    out |= {"mean": members.mean("number"), "member_1": members[0], "member_2": members[1]}
-    out["spread"] = members.std("number", ddof=1)
+    out |= {"mean": ensemble.mean("number")} | {f"member_{i + 1}": ensemble[i] for i in range(members)}
+    out["spread"] = ensemble.std("number", ddof=1)
     out = {name: field if level is None else field.sel(level=level) for name, field in out.items()}
     return xarray.Dataset(
         {name: field.reset_coords(drop=True) for name, field in out.items()},
-        attrs={"variable": variable, "units": members.attrs["units"]},
+        attrs={"variable": variable, "units": ensemble.attrs["units"]},
     )
 
 
-def draw(task: str, folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
+def keep_static(folder: Path, static: Mapping[str, Float[np.ndarray, "h w"]], grid: Grid) -> None:
+    """Puts fields that do not change, such as `land_sea_mask`, into the folder of a run, for maps drawn later."""
+    coordinates = {"latitude": grid.latitude, "longitude": grid.longitude}
+    fields = {name: (tuple(coordinates), field) for name, field in static.items()}
+    xarray.Dataset(fields, coordinates).to_zarr(folder / STATIC, mode="w", zarr_format=2, consolidated=True)
+
+
+def draw(
+    task: str,
+    folder: Path,
+    found: Sequence[scores.Record],
+    land: xarray.DataArray,
+    ground: Float[np.ndarray, "h w"] | None = None,
+) -> dict:
     """The figures of a task, by name.
 
     Args:
@@ -58,12 +96,18 @@ def draw(task: str, folder: Path, found: Sequence[scores.Record], land: xarray.D
         folder: of the run.
         found: its scores.
         land: (latitude, longitude) mask, for coasts.
+        ground: geopotential at the surface in m2 s-2, for the dry mass of forecasts; None draws none.
     """
-    if task == "forecast":
-        return forecast(folder, found, land)
     if task == "warming":
         return storyline(folder)
-    return reconstruction(folder, found, land, TITLES.get(task, "Posterior"))
+    if task == "forecast":
+        drawn = forecast(folder, found, land)
+    else:
+        drawn = reconstruction(folder, found, land, TITLES.get(task, "Posterior"))
+    drawn |= {"spectra": spectra(folder), "ranks": ranks(folder), "point": point(folder)}
+    if task == "forecast" and ground is not None and (mass := dry_mass(folder, ground)):
+        drawn["drift"] = plots.drift(mass, "Drift of the dry-air mass")
+    return drawn
 
 
 TITLES = {
@@ -136,3 +180,134 @@ def storyline(folder: Path) -> dict:
         for key in keys
     }
     return {"signal": plots.lead_curves(panels, "How much of the imposed warming is kept")}
+
+
+def spectra(folder: Path):
+    """Zonal variance by wavenumber in the last frame: mean over the sphere and the cases."""
+    truth, members = (_open(folder, name).isel(prediction_timedelta=-1) for name in ("truth", "posterior"))
+    weights = area_weights(_grid(truth))
+
+    def power(field):
+        return ((zonal_spectrum(field) * weights).mean(-2)).mean(0)  # of rows, of cases
+
+    panels = {}
+    for key in headline(truth, 6):
+        ensemble = _values(members, key)
+        panels[plots.name(*key)] = xarray.Dataset(
+            {
+                "truth": ("wavenumber", power(_values(truth, key))),
+                "mean": ("wavenumber", power(ensemble.mean(1))),
+                "members": (("number", "wavenumber"), np.stack([power(x) for x in np.moveaxis(ensemble, 1, 0)])),
+            },
+            {"wavenumber": np.arange(truth.sizes["longitude"] // 2 + 1)},
+            {"variable": key[0], "units": truth[key[0]].attrs["units"]},
+        )
+    return plots.spectra(panels, f"Zonal spectra at {_lead(truth)}, mean over the sphere")
+
+
+def ranks(folder: Path):
+    """Rank of the truth among the members, over all frames and cases and the cells without an observation."""
+    truth, members, seen = (_open(folder, name) for name in ("truth", "posterior", "observations"))
+    same = seen is not None and all(seen.sizes[d] == n for d, n in truth.sizes.items())
+    weights = area_weights(_grid(truth)).astype(np.float32)
+    panels = {}
+    for key in headline(truth, 6):
+        share = []
+        for lead in range(truth.sizes["prediction_timedelta"]):
+            now = {"prediction_timedelta": lead}
+            y, x = _values(truth.isel(now), key), np.moveaxis(_values(members.isel(now), key), 1, 0)
+            mask = np.isnan(_values(seen.isel(now), key)) if same else None
+            share.append(np.asarray(metrics.rank_histogram(x, y, weights, mask)).mean(-1))
+        panels[plots.name(*key)] = xarray.DataArray(np.nanmean(share, axis=0), dims="rank")
+    return plots.rank_histograms(panels, "Rank histograms, all frames")
+
+
+def point(folder: Path):
+    """Truth, observations and members of the first case in the cell nearest to `POINT`."""
+    there = dict(zip(("latitude", "longitude"), POINT, strict=True))
+    truth, members, seen = (_open(folder, name) for name in ("truth", "posterior", "observations"))
+    same = seen is not None and all(seen.sizes[d] == n for d, n in truth.sizes.items())
+    truth, members = (data.isel(time=0).sel(there, method="nearest") for data in (truth, members))
+    panels = {}
+    for variable, level in headline(truth, 6):
+        pick = lambda data: (data[variable] if level is None else data[variable].sel(level=level)).values  # noqa: B023
+        ensemble = pick(members)
+        series = {"truth": ("time", pick(truth)), "mean": ("time", ensemble.mean(0))}
+        series["members"] = (("number", "time"), ensemble)
+        if same:
+            series["observations"] = ("time", pick(seen.isel(time=0).sel(there, method="nearest")))
+        panels[plots.name(variable, level)] = xarray.Dataset(
+            series,
+            {"time": (truth["time"] + truth["prediction_timedelta"]).values},
+            {"variable": variable, "units": truth[variable].attrs["units"]},
+        )
+    latitude, longitude = float(truth["latitude"]), float(truth["longitude"])
+    place = f"{abs(latitude):.1f}° {'N' if latitude >= 0 else 'S'}, {longitude:.1f}° E"
+    return plots.point_series(panels, f"The cell at {place}, from {date(truth['time'].values)}")
+
+
+def dry_mass(folder: Path, ground: Float[np.ndarray, "h w"]) -> xarray.Dataset | None:
+    """Dry-air mass of the first case as the mean pressure it exerts, minus the truth's in the first frame.
+
+    Args:
+        folder: of the run.
+        ground: geopotential at the surface, m2 s-2.
+
+    Returns:
+        For `plots.drift`; None where the run has not what the mass is told from.
+    """
+    truth, members = (_open(folder, name).isel(time=0) for name in ("truth", "posterior"))
+    names = [name for name in ("geopotential", "specific_humidity", "surface_pressure") if name in truth]
+    if not {"geopotential", "specific_humidity"} <= set(names):
+        return None
+    parts = channels(names, truth["level"].values.tolist())
+    columns = Columns(parts, _grid(truth), ground)
+
+    def pressure(data):
+        frames = [_values(data, (c.name, c.level)) for c in parts]
+        return total(np.stack(frames, axis=-1), columns) * physics.GRAVITY / physics.EARTH_AREA / 100  # hPa
+
+    true, drawn = pressure(truth), np.stack([pressure(members.isel(number=i)) for i in range(members.sizes["number"])])
+    return xarray.Dataset(
+        {
+            "truth": ("lead_hours", true - true[0]),
+            "mean": ("lead_hours", drawn.mean(0) - true[0]),
+            "members": (("number", "lead_hours"), drawn - true[0]),
+        },
+        {"lead_hours": lead_hours(truth["prediction_timedelta"].values)},
+        {"quantity": "Mean surface pressure of dry air", "units": "hPa"},
+    )
+
+
+def film(folder: Path, land: xarray.DataArray, path: Path) -> None:
+    """Writes the first case as an animation: truth, posterior mean and a member of the first of `HEADLINE`.
+
+    Args:
+        folder: of the run.
+        land: (latitude, longitude) mask, for coasts.
+        path: of the GIF.
+    """
+    truth = _open(folder, "truth").isel(time=0)
+    variable, level = headline(truth, 1)[0]
+    shown = fields(folder, variable, level, slice(None))[["truth", "mean", "member_1"]]
+    times = (truth["time"] + truth["prediction_timedelta"]).values
+    shown = shown.rename(prediction_timedelta="time").assign_coords(time=times)
+    animate(shown.assign_attrs(level=level), land, path)
+
+
+def _open(folder: Path, name: str) -> xarray.Dataset | None:
+    path = folder / f"{name}.zarr"
+    return xarray.open_zarr(path, chunks=None) if path.exists() else None
+
+
+def _grid(data: xarray.Dataset) -> Grid:
+    return Grid(data["latitude"].values, data["longitude"].values)
+
+
+def _values(data: xarray.Dataset, key: tuple[str, int | None]) -> np.ndarray:
+    variable, level = key
+    return (data[variable] if level is None else data[variable].sel(level=level)).values
+
+
+def _lead(data: xarray.Dataset) -> str:
+    return f"+{int(data['prediction_timedelta'].values / np.timedelta64(1, 'h'))} h"

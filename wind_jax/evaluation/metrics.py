@@ -11,13 +11,20 @@ Source: Rasp et al. (2024), WeatherBench 2, arXiv 2308.15560, section 4.
 """
 
 import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import rel_entr
 from jaxtyping import Array, ArrayLike, Bool, Float
+
+from wind_jax import sphere
 
 Field = Float[ArrayLike, "*batch h w"]
 Ensemble = Float[ArrayLike, "m *batch h w"]
 Score = Float[Array, "*batch"]
 Weights = Float[ArrayLike, "h #w"]
 Mask = Bool[ArrayLike, "*#batch h w"] | None
+Spectrum = Float[ArrayLike, "*batch k"]
+
+_RADIUS = 6.3675e6  # m, WeatherBench2's Earth: half way between the polar and the equatorial radius
 
 
 def cell_mean(field: Field, weights: Weights, mask: Mask = None) -> Score:
@@ -138,7 +145,12 @@ def spread_skill_ratio(
         variance: averaged `ensemble_variance`.
         mean_mse: averaged `ensemble_mean_mse`.
         members: M.
+
+    Raises:
+        ValueError: one member, which has no spread.
     """
+    if members < 2:
+        raise ValueError(f"the spread of an ensemble needs two members or more, got {members}")
     return jnp.sqrt((members + 1) / members * jnp.asarray(variance) / jnp.asarray(mean_mse))
 
 
@@ -169,3 +181,87 @@ def rank_histogram(ensemble: Ensemble, truth: Field, weights: Weights, mask: Mas
     rank = jnp.arange(ensemble.shape[0] + 1).reshape(-1, *(1,) * truth.ndim)
     possible = ((rank >= below) & (rank <= below + equal)).astype(truth.dtype)
     return cell_mean(possible / (equal + 1).astype(truth.dtype), weights, mask)
+
+
+def brier_score(
+    ensemble: Ensemble, truth: Field, threshold: Float[ArrayLike, "..."], weights: Weights, mask: Mask = None
+) -> Score:
+    """Fair Brier score of the event that a value exceeds a threshold, (p - o)^2 - p (1 - p) / (M - 1).
+
+    p is the share of the M members that exceed it, o is 1 where the truth does. Unbiased in the number of members
+    (Ferro 2014, Q. J. R. Meteorol. Soc. 140, 1917-1923); (p - o)^2 for one member. It is the fair CRPS of the event's
+    indicator, and its integral over thresholds is the fair CRPS.
+
+    Args:
+        ensemble: (m, ..., h, w).
+        truth: (..., h, w).
+        threshold: one number, or one for each cell, (..., h, w) broadcast from the left, such as a climatological
+            quantile. Values must lie above it; NaN counts as missing.
+        weights: of the cells.
+        mask: cells that count.
+    """
+    ensemble, truth = jnp.asarray(ensemble), jnp.asarray(truth)
+    threshold = jnp.asarray(threshold, truth.dtype)
+    departure = truth - threshold[(None,) * (truth.ndim - threshold.ndim)]
+    excess = ensemble - threshold[(None,) * (ensemble.ndim - threshold.ndim)]
+    event, events = (jnp.where(jnp.isnan(x), x, (x > 0).astype(x.dtype)) for x in (departure, excess))
+    return crps(events, event, weights, mask)
+
+
+def zonal_energy_spectrum(field: Field, grid: sphere.Grid) -> Float[Array, "*batch h k"]:
+    """Energy at each zonal wavenumber of a latitude circle of circumference C, in the field's units squared times m.
+
+    S_0 = C |F_0|^2 and S_k = 2 C |F_k|^2 with F the discrete Fourier transform over w columns divided by w. The sum is
+    the integral of the square along the circle, but for the last wavenumber of an even w, which WeatherBench2 counts
+    twice like the others. Average spectra, never members, over cases, members and rows (`jnp.average` over axis -2 with
+    the weights of the rows) before they are compared.
+
+    Args:
+        field: (..., h, w).
+        grid: its grid.
+
+    Returns:
+        (..., h, w // 2 + 1).
+
+    Raises:
+        ValueError: a field of another shape than the grid's.
+    """
+    field = jnp.asarray(field)
+    if field.shape[-2:] != grid.shape:
+        raise ValueError(f"a field of shape {field.shape} is not (..., h, w) on a grid of {grid.shape}")
+    scale = np.full((grid.shape[0], grid.shape[1] // 2 + 1), 2 * np.pi * _RADIUS)
+    scale *= np.cos(np.deg2rad(grid.latitude.astype(np.float64)))[:, None]
+    if grid.shape[1] % 2 == 0:
+        scale[:, -1] *= 2
+    return sphere.zonal_spectrum(field) * jnp.asarray(scale, field.dtype)[(None,) * (field.ndim - 2)]
+
+
+def spectral_divergence(forecast: Spectrum, truth: Spectrum, first: int = 1) -> Score:
+    """Kullback-Leibler divergence of the shape of two spectra, sum of s log(s / s_f) over wavenumbers k >= first.
+
+    s and s_f are the spectra of truth and forecast, each divided by its sum over these wavenumbers (SpecDiv of
+    ChaosBench, Nathaniel et al. 2024, arXiv 2402.00712, which takes the highest tenth of the wavenumbers). It does not
+    see a loss of energy that all of them share; `log_spectral_distance` does.
+
+    Args:
+        forecast: (..., k) averaged energy, from wavenumber 0 on.
+        truth: the same.
+        first: lowest wavenumber that counts; 1 leaves out the zonal mean.
+    """
+    shares = ((x / x.sum(-1, keepdims=True)) for x in (jnp.asarray(s)[..., first:] for s in (truth, forecast)))
+    return rel_entr(*shares).sum(-1)
+
+
+def log_spectral_distance(forecast: Spectrum, truth: Spectrum, first: int = 1) -> Score:
+    """Root mean square, over wavenumbers k >= first, of the ratio of two spectra in decibels, 10 log10(S_f / S).
+
+    Every wavenumber counts alike: half the energy everywhere is 3 dB (RALSD of Harris et al. 2022, J. Adv. Model.
+    Earth Syst. 14, e2022MS003120, here of zonal spectra).
+
+    Args:
+        forecast: (..., k) averaged energy, from wavenumber 0 on.
+        truth: the same.
+        first: lowest wavenumber that counts.
+    """
+    ratio = jnp.asarray(forecast)[..., first:] / jnp.asarray(truth)[..., first:]
+    return jnp.sqrt(((10 * jnp.log10(ratio)) ** 2).mean(-1))

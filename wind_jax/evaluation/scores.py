@@ -1,58 +1,175 @@
 """The score table of a run: moments of every field, pooled over cases into records, and printed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TypedDict
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from rich.table import Table
 
 from wind_jax.data.variables import Channel
 from wind_jax.evaluation import metrics
+from wind_jax.sphere import Grid, area_weights
 
-Moments = dict[str, Float[np.ndarray, "t c"]]
-"""Area means of one case by frame and channel: "mse" of the (ensemble) mean, "crps", "variance", "acc"."""
+Moments = dict[str, Float[np.ndarray, "t c *k"]]
+"""Area means of one case by frame and channel, and by wavenumber where they are spectra: those of `_MOMENTS`, "acc",
+"spectrum" and "spectrum_of_truth", and "missing", the share of the area without a value."""
+
+Box = tuple[float, float, float, float]
+"""South, north, west and east edge in degrees, all included; 170 to -170 or 190 crosses the date line."""
+
+REGIONS: dict[str, Box] = {
+    "global": (-90.0, 90.0, 0.0, 360.0),
+    "tropics": (-20.0, 20.0, 0.0, 360.0),
+    "extratropics-north": (20.0, 90.0, 0.0, 360.0),
+    "extratropics-south": (-90.0, -20.0, 0.0, 360.0),
+    "europe": (35.0, 75.0, -12.5, 42.5),
+}
+"""WeatherBench2's regions."""
+
+BASIC = ("rmse", "crps", "spread_skill_ratio", "acc")
+"""Metrics of the table of a run."""
+DETERMINISTIC = ("rmse", "bias", "mae", "acc", "spectral_divergence", "log_spectral_distance")
+"""Metrics of any forecast. The mean of an ensemble is scored, but for spectra, which are averaged over its members;
+"acc" needs a climatology, and spectra a region of whole latitude circles."""
+ENSEMBLE = ("crps", "energy_score", "spread", "spread_skill_ratio", "debiased_mse")
+"""Metrics that need two or more members."""
+
+_MOMENTS = {
+    "mse": metrics.ensemble_mean_mse,
+    "bias": lambda x, y, *cells: metrics.bias(x.mean(0), y, *cells),
+    "mae": lambda x, y, *cells: metrics.mae(x.mean(0), y, *cells),
+    "crps": metrics.crps,
+    "energy_score": metrics.energy_score,
+    "variance": lambda x, y, *cells: metrics.ensemble_variance(x, *cells),
+}
+# What a metric is made of, and how; one that is not here is a moment itself, averaged over cases.
+_POOLED = {
+    "rmse": (("mse",), lambda mean, members: np.sqrt(mean["mse"])),
+    "spread": (("variance",), lambda mean, members: np.sqrt(mean["variance"])),
+    "spread_skill_ratio": (
+        ("mse", "variance"),
+        lambda mean, members: np.asarray(metrics.spread_skill_ratio(mean["variance"], mean["mse"], members)),
+    ),
+    "debiased_mse": (("mse", "variance"), lambda mean, members: mean["mse"] - mean["variance"] / members),
+} | {
+    name: (
+        ("spectrum", "spectrum_of_truth"),
+        lambda mean, members, distance=distance: np.asarray(distance(mean["spectrum"], mean["spectrum_of_truth"])),
+    )
+    for name, distance in (
+        ("spectral_divergence", metrics.spectral_divergence),
+        ("log_spectral_distance", metrics.log_spectral_distance),
+    )
+}
+_UNITS = dict.fromkeys(("spread_skill_ratio", "acc", "spectral_divergence"), "1") | {"log_spectral_distance": "dB"}
 
 
 class Record(TypedDict):
-    """One number of `scores.json`; `lead_hours` is None where scores are pooled over all frames."""
+    """One number of `scores.json`.
+
+    `lead_hours` is None where scores are pooled over all frames. `cases` is the number of starts that `value` is an
+    average over; `missing` the share of area and time without a value.
+    """
 
     variable: str
     level: int | None
     method: str
+    region: str
     metric: str
     lead_hours: int | None
     value: float
     unit: str
+    cases: int
+    missing: float
+
+
+def region_weights(grid: Grid, boxes: Mapping[str, Box]) -> Float[np.ndarray, "r h w"]:
+    """Cell areas inside each box, 0 outside; a cell belongs to a box as a whole, by its centre.
+
+    Args:
+        grid: of the fields.
+        boxes: by name, such as `REGIONS`.
+
+    Raises:
+        ValueError: edges that are no box, or a box without a cell.
+    """
+    weights = []
+    for name, (south, north, west, east) in boxes.items():
+        box = f"The region {name!r}, {south:g}:{north:g}:{west:g}:{east:g},"
+        if not (-90 <= south <= north <= 90 and -360 <= west <= 360 and -360 <= east <= 360):
+            raise ValueError(
+                f"{box} is no box: expected south:north:west:east with -90 <= south <= north <= 90 and west and east "
+                "within [-360, 360]."
+            )
+        width = 360.0 if abs(east - west) >= 360 else (east - west) % 360
+        rows = (grid.latitude >= south - 1e-4) & (grid.latitude <= north + 1e-4)
+        columns = (grid.longitude.astype(float) - west + 1e-4) % 360 <= width + 2e-4
+        if not (rows.any() and columns.any()):
+            raise ValueError(f"{box} holds no cell centre of the grid of {' x '.join(map(str, grid.shape))} cells.")
+        weights.append(area_weights(grid) * (rows[:, None] & columns[None, :]))
+    return np.stack(weights)
 
 
 def moments(
     ensemble: Float[np.ndarray, "m t h w c"],
     truth: Float[np.ndarray, "t h w c"],
-    weights: Float[np.ndarray, "h 1"],
+    weights: Float[np.ndarray, "*r h _"],
     mask: Bool[np.ndarray, "t h w c"] | None = None,
     climatology: Float[np.ndarray, "t h w c"] | None = None,
-) -> Moments:
+    wanted: Sequence[str] = BASIC,
+    grid: Grid | None = None,
+) -> dict[str, Float[np.ndarray, "..."]]:
     """What scores are made of, each averaged over the cells of one field.
 
     Args:
         ensemble: physical units; one member for a deterministic method.
         truth: the same frames.
-        weights: of the cells.
+        weights: of the cells, (h, 1) or (h, w); or of each of some regions, (r, h, w).
         mask: cells that count; all where it is None.
         climatology: gives "acc", the anomaly correlation of the ensemble mean.
+        wanted: metrics that `records` is to make of them, those that this ensemble has.
+        grid: gives spectra.
+
+    Returns:
+        `Moments`, with the regions before the frames where there are some.
     """
-    x, y = np.moveaxis(ensemble, -1, 2), np.moveaxis(truth, -1, 1)
-    cells = None if mask is None else np.moveaxis(mask, -1, 1)
-    out = {
-        "mse": metrics.ensemble_mean_mse(x, y, weights, cells),
-        "crps": metrics.crps(x, y, weights, cells),
+    absent = ({"variance"} if len(ensemble) == 1 else set()) | ({"acc"} if climatology is None else set())
+    absent |= {"spectrum", "spectrum_of_truth"} if grid is None else set()
+    names = sorted({name for metric in wanted for name in _made_of(metric)} - absent)
+    values = _moments(ensemble, truth, weights, mask, climatology, tuple(names), grid)
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+@partial(jax.jit, static_argnames=("names", "grid"))
+def _moments(ensemble, truth, weights, mask, climatology, names, grid):
+    """Compiled as one, so that errors at points are computed once for all regions."""
+    fields = lambda x: None if x is None else jnp.moveaxis(x, -1, -3)
+    x, y, cells, normal = map(fields, (ensemble, truth, mask, climatology))
+    known = _MOMENTS | {
+        "acc": lambda x, y, *cells: metrics.acc(x.mean(0), y, normal, *cells),
+        "spectrum": lambda x, y, weights, _: _spectrum(x, weights, grid).mean(0),
+        "spectrum_of_truth": lambda x, y, weights, _: _spectrum(y, weights, grid),
     }
-    if len(x) > 1:
-        out["variance"] = metrics.ensemble_variance(x, weights, cells)
-    if climatology is not None:
-        out["acc"] = metrics.acc(x.mean(0), y, np.moveaxis(climatology, -1, 1), weights, cells)
-    return {name: np.asarray(value) for name, value in out.items()}
+    means = lambda weights: {name: known[name](x, y, weights, cells) for name in names}
+    return jax.vmap(means)(weights) if weights.ndim == 3 else means(weights)
+
+
+def _spectrum(x, weights, grid):
+    """Mean over the rows of a region; NaN where the region takes a part of them."""
+    weights = jnp.broadcast_to(weights, grid.shape)
+    rows = weights.sum(-1)
+    whole = ((weights > 0).all(-1) | (rows == 0)).all()
+    inside = (rows > 0).reshape(*[1] * (x.ndim - 2), -1, 1)
+    energy = jnp.where(inside, metrics.zonal_energy_spectrum(x, grid), 0)
+    return jnp.where(whole, jnp.average(energy, axis=-2, weights=rows), jnp.nan)
+
+
+def _made_of(metric: str) -> tuple[str, ...]:
+    return _POOLED[metric][0] if metric in _POOLED else (metric,)
 
 
 def records(
@@ -61,10 +178,13 @@ def records(
     channels: Sequence[Channel],
     members: int,
     lead_hours: Sequence[int] | None = None,
+    region: str = "global",
+    wanted: Sequence[str] = BASIC,
 ) -> list[Record]:
     """Scores of one method over all its cases.
 
-    Squares and variances are averaged before roots and ratios are taken.
+    Squares and variances are averaged before roots and ratios are taken. A case without a value (none of its cells
+    counts) is left out of the average and of the number of cases.
 
     Args:
         method: its name.
@@ -72,41 +192,57 @@ def records(
         channels: of the fields.
         members: ensemble size.
         lead_hours: of each frame, for scores by lead time; None pools the frames.
+        region: that the moments are of.
+        wanted: metrics, of which those appear that the moments give.
 
     Returns:
         A record for each metric, lead time and channel; none where a score is undefined (the correlation of a zero
         anomaly, the interpolation of a channel that was not observed).
     """
-    axes = (0, 1) if lead_hours is None else 0
-    mean = {name: np.mean([case[name] for case in cases], axis=axes) for name in cases[0]}
-    values = {"rmse": np.sqrt(mean["mse"]), "crps": mean["crps"]}
-    if "variance" in mean:
-        values["spread_skill_ratio"] = np.asarray(metrics.spread_skill_ratio(mean["variance"], mean["mse"], members))
-    if "acc" in mean:
-        values["acc"] = mean["acc"]
-    leads = [None] if lead_hours is None else list(lead_hours)
-    return [
-        Record(
-            variable=channel.name,
-            level=channel.level,
-            method=method,
-            metric=metric,
-            lead_hours=lead,
-            value=float(value[i, j]),
-            unit=channel.units if metric in ("rmse", "crps") else "1",
-        )
-        for metric, value in ((metric, np.atleast_2d(value)) for metric, value in values.items())
-        for i, lead in enumerate(leads)
-        for j, channel in enumerate(channels)
-        if np.isfinite(value[i, j])
-    ]
+    axes = (0, 1) if lead_hours is None else (0,)
+    mean, count = {}, {}
+    for name in cases[0]:
+        value = np.stack([case[name] for case in cases]).astype(np.float64)
+        valid = np.isfinite(value).all(tuple(range(3, value.ndim)), keepdims=True)
+        total = np.where(valid, value, 0).sum(axes, keepdims=True)[0]
+        with np.errstate(invalid="ignore"):
+            mean[name] = total / valid.sum(axes, keepdims=True)[0]
+        count[name] = valid.any(axes[1:], keepdims=True).sum(0)
+    missing = mean.get("missing", np.zeros((len(lead_hours or [0]), len(channels))))
+    found = []
+    for metric in wanted:
+        if not mean.keys() >= set(_made_of(metric)):
+            continue
+        value = _POOLED[metric][1](mean, members) if metric in _POOLED else mean[metric]
+        found += [
+            Record(
+                variable=channel.name,
+                level=channel.level,
+                method=method,
+                region=region,
+                metric=metric,
+                lead_hours=lead,
+                value=float(value[i, j]),
+                unit=_unit(metric, channel),
+                cases=int(count[_made_of(metric)[0]][i, j].item()),
+                missing=float(missing[i, j]),
+            )
+            for i, lead in enumerate([None] if lead_hours is None else lead_hours)
+            for j, channel in enumerate(channels)
+            if np.isfinite(value[i, j])
+        ]
+    return found
+
+
+def _unit(metric: str, channel: Channel) -> str:
+    return f"({channel.units})2" if metric == "debiased_mse" else _UNITS.get(metric, channel.units)
 
 
 def select(found: Sequence[Record], **where: object) -> dict[tuple[str, int | None], float]:
     """(variable, level) -> value of the records whose other fields are as given.
 
-    >>> select([Record(variable="z", level=500, method="a", metric="rmse", lead_hours=6, value=2.0, unit="m")],
-    ...        method="a", metric="rmse")
+    >>> found = records("a", [{"mse": np.array([[4.0]])}], [Channel("z", 500, "m")], members=1, lead_hours=[6])
+    >>> select(found, method="a", metric="rmse")
     {('z', 500): 2.0}
     """
     return {

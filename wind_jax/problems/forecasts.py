@@ -8,7 +8,7 @@ from wind_jax.evaluation.baselines import persistence
 from wind_jax.problems.problem import Fields, Problem, Setting, archive_states, case_starts, told_nothing
 from wind_jax.tasks.conservation import Columns, conservation_operator, total
 from wind_jax.tasks.forecast import lead_times, window_count
-from wind_jax.tasks.observation import observe
+from wind_jax.tasks.observation import chosen_variance, observe
 
 
 def forecast(s: Setting, context: int, leads: int, conserve: Mapping[str, float] | None = None) -> Problem:
@@ -22,7 +22,7 @@ def forecast(s: Setting, context: int, leads: int, conserve: Mapping[str, float]
             at its value in the last known frame.
     """
     windows = window_count(leads, s.prior.frames, context)
-    starts = case_starts(s.store, context + leads, s.period, s.cases)
+    starts = case_starts(s, context + leads)
     last = lambda case: s.store.read(int(starts[case]) + context - 1, 1)
     observe_constraint, told = (None, told_nothing) if not conserve else _conserved(s, conserve, last)
     return Problem(
@@ -43,13 +43,13 @@ def _conserved(s: Setting, conserve: Mapping[str, float], initial: Callable[[int
     """Observation of the conserved quantities, and the values that each case is told: those of its initial frame."""
     if s.surface_geopotential is None:
         raise ValueError(f"Conservation needs geopotential_at_surface; {s.store.path} has none.")
+    if wrong := {name: error for name, error in conserve.items() if not (np.isfinite(error) and error > 0)}:
+        raise ValueError(f"The relative errors of conserved quantities must be positive, got {wrong}.")
     columns = Columns(s.prior.statistics.channels, s.prior.grid, s.surface_geopotential)
     amounts = {name: [float(total(initial(case), columns, name)[0]) for case in range(s.cases)] for name in conserve}
     # Operators are departures from one reference, in which float32 resolves 1e-8; each case has its own y.
     operators = {name: conservation_operator(columns, amounts[name][0], name) for name in conserve}
-    variance = {name: float(error) ** 2 for name, error in conserve.items()}
-    if wrong := [name for name, value in variance.items() if not value > 0]:
-        raise ValueError(f"The relative errors of conserved quantities must be positive, those of {wrong} are not.")
+    variance = chosen_variance(s.variance, {name: float(error) ** 2 for name, error in conserve.items()})
 
     def observation(y):
         return observe(lambda x: {name: f(x) for name, f in operators.items()}, y, variance, s.prior.statistics)

@@ -10,7 +10,7 @@ from wind_jax.data.reports import SPEED, Reports, leave_out, read_stations
 from wind_jax.data.store import TIME_STEP
 from wind_jax.diffusion.likelihood import gaussian, student_t
 from wind_jax.physics import GRAVITY
-from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
+from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, calendar, case_starts
 from wind_jax.rollout import make_chain, rollout
 from wind_jax.sphere import bilinear
 from wind_jax.tasks import stations as network
@@ -27,29 +27,42 @@ def stations(
     background_members: int,
     degrees_of_freedom: float,
     error_scale: float = 1.0,
+    truth: str = "archive",
 ) -> Problem:
     """y: station reports in one window, after quality control against free samples of the prior.
 
     Args:
         s: the setting.
         path: of a CSV or Parquet table (`data.reports`); empty: stations at random places report the truth with
-            errors. The archive must have the states of the table's period, which give the window and the scores.
+            errors.
         count: stations of the random network.
-        variables: that the random network reports; all at every frame.
+        variables: that the random network reports, all at every frame; of a table those used, empty: all.
         gross_errors: share of its reports that are grossly wrong.
         withheld: share of the stations that is kept back for verification.
         threshold: of quality control, in standard deviations; 0: none.
         background_members: free samples of the prior that it compares with.
         degrees_of_freedom: of a Student t likelihood; 0: Gaussian.
         error_scale: times the default errors of `tasks.stations`, for coarser grids than 100 km.
+        truth: "archive": its states in the table's period give the windows and the scores. "none": `config.data.period`
+            gives the windows of a table; the archive is read for its grid and static fields alone, nothing is scored.
+
+    Raises:
+        ValueError: another truth, or none without a table; an archive without the ground, an error scale that is not
+            positive, no report in a window, or what reports, quality control and placing refuse.
     """
+    if truth not in ("archive", "none") or (truth == "none" and not path):
+        raise ValueError(f'The truth must be "archive", or "none" with a table of reports; got {truth!r} and {path!r}.')
+    if not (np.isfinite(error_scale) and error_scale > 0):
+        raise ValueError(f"The scale of the stations' errors must be positive, got {error_scale}.")
     if s.surface_geopotential is None:
         raise ValueError(f"Stations need geopotential_at_surface; {s.store.path} has none.")
     prior, statistics = s.prior, s.prior.statistics
-    starts = case_starts(s.store, prior.frames, s.period, s.cases)
-    states = archive_states(s, starts)
+    table = read_stations(path, statistics.channels, variables) if path else None
+    clock = s.store.times if truth == "archive" else calendar(s.period)
+    starts = case_starts(s, prior.frames, clock)
+    states = archive_states(s, starts) if truth == "archive" else None
     errors = {name: error_scale * value for name, value in network.ERRORS.items()}
-    times = lambda case: s.store.times[int(starts[case]) :][: prior.frames]
+    times = lambda case: clock[int(starts[case]) :][: prior.frames]
     leads = TIME_STEP * np.arange(prior.frames)
 
     def place(reports, case):
@@ -59,9 +72,8 @@ def stations(
     def judged(case):
         """Reports to assimilate, reports withheld, and what quality control says of both."""
         key = jax.random.fold_in(s.key, case)
-        if path:
-            window = (times(case)[0], times(case)[-1])
-            reports = read_stations(path, statistics.channels)
+        if table is not None:
+            window, reports = (times(case)[0], times(case)[-1]), table
             reports = reports.select((reports.time >= window[0]) & (reports.time <= window[1]))
             if not len(reports):
                 raise ValueError(f"{path} has no report between {window[0]} and {window[1]}, the times of case {case}.")
@@ -126,6 +138,7 @@ def stations(
                 {
                     "case": case,
                     "assimilated": len(used),
+                    "dropped": used.dropped,
                     "withheld": independent,
                     "rejected": [{**r._asdict(), "time": str(r.time)} for r in rejected],
                 }
@@ -148,7 +161,9 @@ def stations(
         seen=Seen(prior.grid, leads, values, masked=False),
         baseline=lambda case, lead: {},
         states=states,
+        scored=states is not None,
         report=report,
+        times=clock[starts],
     )
 
 

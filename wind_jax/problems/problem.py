@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from wind_jax.data.store import Store
+from wind_jax.data.store import TIME_STEP, Store
 from wind_jax.data.windows import window_starts
+from wind_jax.evaluation.kriging import Covariance
 from wind_jax.prior import Prior
 from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation
@@ -27,6 +28,7 @@ class Setting(NamedTuple):
         period: first and last day, empty for all.
         key: of everything that is drawn.
         variance: "nominal" or "adaptive": of the observations, as guidance sees it.
+        covariance: of anomalies, for the baseline by kriging; None: without it.
     """
 
     prior: Prior
@@ -37,6 +39,7 @@ class Setting(NamedTuple):
     period: Sequence[str]
     key: Key[Array, ""]
     variance: str
+    covariance: Covariance | None = None
 
 
 class Seen(NamedTuple):
@@ -59,7 +62,7 @@ class Problem(NamedTuple):
     """One task on some cases.
 
     Attributes:
-        starts: (cases,) positions in the archive of the first frame of all.
+        starts: (cases,) positions in the archive of the first frame of all, or in times of the task's own.
         context: known frames at the start, 0 for none.
         overlap: frames that neighbouring windows share.
         windows: their number.
@@ -68,11 +71,13 @@ class Problem(NamedTuple):
         told: (case, window) -> arrays, the same shapes for all.
         seen: observations as fields, where they are such.
         baseline: (case, positions among the leads) -> fields by method, NaN where it has none.
-        states: (case, first frame, number) -> what is true, or is taken as the start.
+        states: (case, first frame, number) -> what is true, or is taken as the start; None where no one knows.
         guided: whether a case is; all are, unless it says otherwise.
         event: number whose noise a case shares: runs that are to be compared differ in nothing else.
         scored: whether the posterior is compared with `states`.
         report: (posterior of a case (m, l, h, w, c), all physical) -> what else to say, JSON-able, and lines to print.
+        times: (cases,) datetime64 of the first frames, where they are not the archive's.
+        arms: name of each case, where several are of one event.
     """
 
     starts: np.ndarray
@@ -84,23 +89,49 @@ class Problem(NamedTuple):
     told: Callable[[int, int], PyTree]
     seen: Seen | None
     baseline: Callable[[int, slice], Mapping[str, Fields]]
-    states: Callable[[int, int, int], Fields]
+    states: Callable[[int, int, int], Fields] | None
     guided: Callable[[int], bool] = lambda case: True
     event: Callable[[int], int] = lambda case: case
     scored: bool = True
     report: Callable[[Callable[[int], np.ndarray]], tuple[dict, list[str]]] | None = None
+    times: np.ndarray | None = None
+    arms: Sequence[str] | None = None
 
 
-def case_starts(store: Store, frames: int, period: Sequence[str], cases: int) -> np.ndarray:
+def case_starts(s: Setting, frames: int, times: np.ndarray | None = None) -> np.ndarray:
     """Positions (cases,) of the first frames of windows spread evenly over the period.
+
+    Args:
+        s: the setting.
+        frames: of a window.
+        times: in which positions are; None for the archive's.
 
     Raises:
         ValueError: more cases than windows, or none.
     """
-    possible = window_starts(store.times, frames, tuple(period) or None)
-    if not 1 <= cases <= possible.size:
-        raise ValueError(f"config.cases is {cases}; {store.path} has 1 to {possible.size} windows of {frames} frames.")
-    return possible[np.linspace(0, possible.size - 1, cases).round().astype(int)]
+    possible = window_starts(s.store.times if times is None else times, frames, tuple(s.period) or None)
+    if not 1 <= s.cases <= possible.size:
+        raise ValueError(
+            f"config.cases is {s.cases}; {'the period' if s.period else s.store.path} has 1 to {possible.size} windows "
+            f"of {frames} frames."
+        )
+    return possible[np.linspace(0, possible.size - 1, s.cases).round().astype(int)]
+
+
+def calendar(period: Sequence[str]) -> np.ndarray:
+    """Times (n,) 6 h apart from the first date to the end of the last, where no archive gives any.
+
+    Raises:
+        ValueError: not two dates.
+    """
+    try:
+        first, last = (np.datetime64(date) for date in period)
+        return np.arange(first.astype("datetime64[ns]"), (last + 1).astype("datetime64[ns]"), TIME_STEP)
+    except (TypeError, ValueError):
+        raise ValueError(
+            "Without a truth config.data.period gives the times, as two dates like ('2018-11-02T00', '2018-11-03'); "
+            f"got {tuple(period)}."
+        ) from None
 
 
 def archive_states(s: Setting, starts: np.ndarray) -> Callable[[int, int, int], Fields]:

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from wind_jax.data.store import TIME_STEP
-from wind_jax.evaluation.baselines import interpolation, refined, upsampled
+from wind_jax.evaluation.baselines import about_climatology, interpolation, refined, upsampled
+from wind_jax.evaluation.kriging import kriging
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
-from wind_jax.sphere import coarsening
+from wind_jax.sphere import coarsen, coarsening
 from wind_jax.tasks import downscale
 from wind_jax.tasks import sparse_obs as sparse
-from wind_jax.tasks.observation import observe
+from wind_jax.tasks.observation import chosen_variance, observe
 
 
 def sparse_obs(s: Setting, fraction: float, error, variables: Sequence[str] = ()) -> Problem:
@@ -46,8 +47,13 @@ def reanalysis(
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
+    if s.covariance and not (prior.climatology and s.covariance.channels == statistics.channels):
+        raise ValueError(
+            "config.data.covariance is not of the prior's channels, or the prior carries no climatology: fit one by "
+            "python -m wind_jax.evaluation.kriging, or leave it empty."
+        )
     frames = window_frames(windows, prior.frames, overlap)
-    starts = case_starts(s.store, frames, s.period, s.cases)
+    starts = case_starts(s, frames)
     new, deviation = prior.frames - overlap, sparse.errors(error, statistics)
 
     @lru_cache(maxsize=4)
@@ -58,13 +64,27 @@ def reanalysis(
         return cells, sparse.measure(statistics.normalize(truth), cells, deviation, noise)
 
     @lru_cache(maxsize=1)
-    def values(case):
+    def measured(case):
+        """In model units."""
         out = np.full((frames, *prior.shape[1:]), np.nan, np.float32)
         for window in range(windows):
-            seen = statistics.denormalize(sparse.dense(*told(case, window), prior.shape))
+            seen = sparse.dense(*told(case, window), prior.shape)
             first = overlap if window else 0  # the overlap is not moved by a later window's observations
             out[window * new + first : window * new + prior.frames] = seen[first:]
         return out
+
+    def values(case):
+        return statistics.denormalize(measured(case))
+
+    @lru_cache(maxsize=1)
+    def kriged(case):
+        times = s.store.times[int(starts[case]) :][:frames]
+        normal = statistics.normalize(prior.climatology.at(times))
+        return statistics.denormalize(kriging(measured(case), normal, times, prior.grid, s.covariance, deviation)[0])
+
+    def baseline(case, lead):
+        found = {"interpolation": interpolation(values(case)[lead], prior.grid)}
+        return found | ({"kriging": kriged(case)[lead]} if s.covariance else {})
 
     return Problem(
         starts=starts,
@@ -75,7 +95,7 @@ def reanalysis(
         observe=lambda data: sparse.sparse_observation(*data, deviation, s.variance),
         told=told,
         seen=Seen(prior.grid, TIME_STEP * np.arange(frames), values, masked=True),
-        baseline=lambda case, lead: {"interpolation": interpolation(values(case)[lead], prior.grid)},
+        baseline=baseline,
         states=archive_states(s, starts),
     )
 
@@ -90,7 +110,7 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
-    starts = case_starts(s.store, prior.frames, s.period, s.cases)
+    starts = case_starts(s, prior.frames)
     cells = coarsening(prior.grid, factor)
     downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
     operator = downscale.spatial_operator(cells, statistics.channels, variables)
@@ -98,7 +118,17 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
     leads = TIME_STEP * np.arange(prior.frames)
 
     def baseline(case, lead):
-        return {"interpolation": upsampled(values(case)[lead], cells.grid, prior.grid, statistics.channels)}
+        y, back = (
+            values(case)[lead],
+            lambda y, method: upsampled(y, cells.grid, prior.grid, statistics.channels, method),
+        )
+        found = {"interpolation": back(y, "linear"), "bicubic": back(y, "cubic")}
+        if prior.climatology:
+            normal = prior.climatology.at(s.store.times[int(starts[case]) :][: prior.frames][lead])
+            found["bicubic_anomaly"] = about_climatology(
+                y, normal, lambda x: coarsen(x, cells), lambda y: back(y, "cubic"), statistics.channels
+            )
+        return found
 
     return Problem(
         starts=starts,
@@ -124,13 +154,14 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
-    starts = case_starts(s.store, prior.frames, s.period, s.cases)
+    starts = case_starts(s, prior.frames)
     operator = downscale.temporal_operator(prior.frames, mean_over, statistics.channels, variables)
     downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
     told, values = _means(s, starts, operator, prior.grid.shape, prior.frames // mean_over)
 
     def baseline(case, lead):
-        return {"interpolation": refined(values(case), mean_over, statistics.channels)[lead]}
+        back = lambda method: refined(values(case), mean_over, statistics.channels, method)[lead]
+        return {"interpolation": back("linear"), "cubic": back("cubic")}
 
     return Problem(
         starts=starts,
@@ -173,10 +204,12 @@ def custom(s: Setting, operator: Callable, error) -> Problem:
         error: standard deviation of y, as guidance sees it: a number, or a pytree of numbers or arrays like y.
     """
     prior = s.prior
-    starts = case_starts(s.store, prior.frames, s.period, s.cases)
+    starts = case_starts(s, prior.frames)
     measure = operator(prior.statistics.channels, prior.grid)
     truth = lambda case: s.store.read(int(starts[case]), prior.frames)
-    variance = "adaptive" if s.variance == "adaptive" else jax.tree.map(lambda e: np.float32(e) ** 2, error)
+    if not all((np.isfinite(e) & (np.asarray(e) > 0)).all() for e in jax.tree.leaves(error)):
+        raise ValueError(f"The errors of the operator's values must be positive and finite, got {error}.")
+    variance = chosen_variance(s.variance, jax.tree.map(lambda e: np.float32(e) ** 2, error))
     return Problem(
         starts=starts,
         context=0,

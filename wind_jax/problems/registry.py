@@ -14,6 +14,7 @@ from wind_jax.problems.reconstruction import (
     temporal_downscaling,
 )
 from wind_jax.problems.storylines import warming
+from wind_jax.tasks.observation import chosen_variance
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "forecast": forecast,
@@ -31,11 +32,12 @@ def make_problem(s: Setting, name: str, **task) -> Problem:
     """The problem that `config.task` names, with its other entries.
 
     Raises:
-        ValueError: an unknown task, or entries that are not its own.
+        ValueError: an unknown task, entries that are not its own, or another variance than "nominal" and "adaptive".
     """
     if name not in PROBLEMS:
         raise ValueError(f"Unknown task {name!r}: expected one of {', '.join(PROBLEMS)}.")
     known = [p for p in inspect.signature(PROBLEMS[name]).parameters if p != "s"]
     if unknown := sorted(set(task) - set(known)):
         raise ValueError(f"config.task of {name} has no entry {unknown}; it has {known}.")
+    chosen_variance(s.variance, None)  # refused here, before anything is read
     return PROBLEMS[name](s, **task)

@@ -32,8 +32,9 @@ def warming(
 ) -> Problem:
     """y: the large scale of the event, warmer at constant relative humidity; see `tasks.warming`.
 
-    Every case has three arms, one after the other along `time`: "control" starts from the event's frames and runs
-    free; "free" starts from the warmer frames and runs free; "storyline" starts from these and is guided.
+    Every case has three arms, one after the other along `time`, whose coordinate `arm` names them: "control" starts
+    from the event's frames and runs free; "free" starts from the warmer frames and runs free; "storyline" starts from
+    these and is guided.
 
     Args:
         s: the setting.
@@ -50,7 +51,7 @@ def warming(
     prior, statistics = s.prior, s.prior.statistics
     windows = window_count(leads, prior.frames, context)
     new, frames = prior.frames - context, context + windows * (prior.frames - context)
-    starts = np.repeat(case_starts(s.store, frames, s.period, s.cases), len(ARMS))
+    starts = np.repeat(case_starts(s, frames), len(ARMS))
     by_level = {int(level): dT for level, dT in kelvin.items()} if isinstance(kelvin, Mapping) else kelvin
     near_surface = by_level[max(by_level)] if isinstance(by_level, Mapping) else by_level
     if not near_surface:
@@ -109,7 +110,7 @@ def warming(
         overlap=context,
         windows=windows,
         leads=lead_times(leads),
-        observe=lambda fields: large_scale_observation(fields, cells, statistics, variables, error, mask),
+        observe=lambda fields: large_scale_observation(fields, cells, statistics, variables, error, mask, s.variance),
         told=told,
         seen=None,
         baseline=lambda case, lead: {},
@@ -118,4 +119,5 @@ def warming(
         event=lambda case: case // len(ARMS),
         scored=False,
         report=report,
+        arms=[arm(case) for case in range(len(starts))],
     )

@@ -64,6 +64,21 @@ def compose(*observations: Observation) -> Observation:
     return Observation(lambda x: tuple(operator(x) for operator in operators), *rest)
 
 
+def chosen_variance(choice: str, nominal: PyTree) -> PyTree:
+    """The variance of a task's observation, as `config.guidance.variance` chooses it.
+
+    Args:
+        choice: "nominal" or "adaptive".
+        nominal: the squares of the task's stated errors.
+
+    Raises:
+        ValueError: another choice.
+    """
+    if choice not in ("nominal", "adaptive"):
+        raise ValueError(f'The guidance variance must be "nominal" or "adaptive", got {choice!r}.')
+    return nominal if choice == "nominal" else choice
+
+
 def likelihood_grad(observation: Observation) -> Callable[..., Array]:
     """The function `(x0_hat, y=observation.y)`: the gradient of log p(y | x0_hat) by x0_hat of one member.
 

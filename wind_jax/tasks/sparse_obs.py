@@ -8,6 +8,7 @@ dict by variable name, so that an adaptive variance is one for each variable; `c
 window (t, h, w, c). Their number is fixed by the task: one compiled sampler serves all draws of them.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -17,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import Channel
-from wind_jax.tasks.observation import Observation
+from wind_jax.tasks.observation import Observation, chosen_variance
 
 Cells = dict[str, Int[Array | np.ndarray, "_"]]  # numpy where they are made, jax where a sampler uses them
 Values = dict[str, Float[Array | np.ndarray, "_"]]
@@ -41,8 +42,9 @@ def draw_cells(
         variables: names of those observed; all where it is empty.
 
     Raises:
-        ValueError: a fraction outside (0, 1], or a variable that is not among the channels.
+        ValueError: a fraction outside (0, 1], a variable that is not among the channels, or a window too large.
     """
+    check_size(shape)
     if not 0 < fraction <= 1:
         raise ValueError(f"The observed fraction must be in (0, 1], got {fraction}.")
     names = list(dict.fromkeys(c.name for c in channels))
@@ -65,8 +67,9 @@ def mask_cells(mask: Bool[np.ndarray, "..."], shape: Shape, channels: Sequence[C
     """The cells at which a given `mask` (t, h, w, c) is true; variables that it leaves out altogether are absent.
 
     Raises:
-        ValueError: a mask of another shape than the window's, or true nowhere.
+        ValueError: a mask of another shape than the window's, or true nowhere; or a window too large.
     """
+    check_size(shape)
     if mask.shape != tuple(shape):
         raise ValueError(f"The observations' mask has the shape {mask.shape}, the window has {tuple(shape)}.")
     if not mask.any():
@@ -136,11 +139,9 @@ def sparse_observation(
     Raises:
         ValueError: another `variance`.
     """
-    if variance not in ("nominal", "adaptive"):
-        raise ValueError(f'The guidance variance must be "nominal" or "adaptive", got {variance!r}.')
     error = jnp.asarray(error)
     nominal = {name: error[where % error.size] ** 2 for name, where in cells.items()}
-    return Observation(gather(cells), y, nominal if variance == "nominal" else "adaptive")
+    return Observation(gather(cells), y, chosen_variance(variance, nominal))
 
 
 def gather(cells: Cells) -> Callable[[Float[Array, "t h w c"]], Values]:
@@ -159,6 +160,19 @@ def dense(cells: Cells, y: Values, shape: Shape) -> Float[np.ndarray, "t h w c"]
     for name, where in cells.items():
         out[np.asarray(where)] = np.asarray(y[name])
     return out.reshape(shape)
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Checks that 32-bit integers can number the values of a window.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if (size := math.prod(shape)) > 2**31 - 1:
+        raise ValueError(
+            f"A window {tuple(shape)} has {size} values, and positions in it are 32-bit integers, up to {2**31 - 1}: "
+            "take a prior of fewer frames, channels or cells."
+        )
 
 
 def check_cells(cells: Cells, shape: Shape) -> None:

@@ -22,7 +22,8 @@ from wind_jax.data.variables import Channel
 from wind_jax.diffusion.likelihood import gaussian
 from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid, bilinear
-from wind_jax.tasks.observation import Observation, observe
+from wind_jax.tasks.observation import Observation, chosen_variance, observe
+from wind_jax.tasks.sparse_obs import check_size
 
 RAIN = "total_precipitation_6hr"
 
@@ -108,8 +109,10 @@ def place(
         Points by variable, each in the order of the reports.
 
     Raises:
-        ValueError: reports outside the window's times, without an error, or of channels that it does not have.
+        ValueError: reports outside the window's times, without an error, or of channels that it does not have; or a
+            window too large.
     """
+    check_size((len(times), *grid.shape, len(channels)))
     times = np.asarray(times, "datetime64[ns]")
     outside = (reports.time < times[0]) | (reports.time > times[-1])
     if outside.any():
@@ -223,11 +226,9 @@ def station_observation(
     Raises:
         ValueError: another `variance`.
     """
-    if variance not in ("nominal", "adaptive"):
-        raise ValueError(f'The guidance variance must be "nominal" or "adaptive", got {variance!r}.')
     y = {name: p.y for name, p in placed.items()}
     nominal = {name: p.error**2 for name, p in placed.items()}
-    return observe(equivalents(placed), y, nominal if variance == "nominal" else "adaptive", statistics, log_likelihood)
+    return observe(equivalents(placed), y, chosen_variance(variance, nominal), statistics, log_likelihood)
 
 
 def quality_control(

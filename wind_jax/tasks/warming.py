@@ -21,7 +21,7 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import Channel
 from wind_jax.physics import clausius_clapeyron, surface_pressure, thickness, virtual_temperature
 from wind_jax.sphere import Coarsening, Grid, area_weights, coarsen
-from wind_jax.tasks.observation import Observation, observe
+from wind_jax.tasks.observation import Observation, chosen_variance, observe
 
 LARGE_SCALE = ("temperature", "specific_humidity", "geopotential")
 """What is shifted on levels, and observed unless said otherwise."""
@@ -154,6 +154,7 @@ def large_scale_observation(
     variables: Sequence[str] = LARGE_SCALE,
     error: float | Mapping[str, float] = 0.1,
     mask: Float[np.ndarray, "h w"] | None = None,
+    variance: str = "nominal",
 ) -> Observation:
     """The large scale of the shifted event: area means over coarse cells, in physical units.
 
@@ -164,13 +165,14 @@ def large_scale_observation(
         variables: those observed, at all of their levels.
         error: of the coarse means, as a share of each channel's standard deviation; one number, or by variable.
         mask: where it is observed: in coarse cells of which it covers half or more; None for everywhere.
+        variance: "nominal", the square of the error, or "adaptive", the mean squared residual of each variable.
 
     Returns:
         An observation whose y is a dict by variable of (t, coarse cells, levels).
 
     Raises:
         ValueError: a variable that the prior does not have or keeps transformed (precipitation), an error that is
-            missing or not positive, or a mask that holds no coarse cell.
+            missing or not positive, a mask that holds no coarse cell, or another `variance`.
     """
     columns = {
         name: np.array([i for i, c in enumerate(statistics.channels) if c.name == name and c.transform == "none"])
@@ -194,8 +196,8 @@ def large_scale_observation(
         return {name: cells(where) for name, where in columns.items()}
 
     std = {name: statistics.std[where] for name, where in columns.items()}
-    variance = {name: (np.float32(shares[name]) * std[name]) ** 2 for name in variables}
-    return observe(operator, operator(jnp.asarray(shifted)), variance, statistics)
+    nominal = {name: (np.float32(shares[name]) * std[name]) ** 2 for name in variables}
+    return observe(operator, operator(jnp.asarray(shifted)), chosen_variance(variance, nominal), statistics)
 
 
 def signal_kept(

@@ -1,0 +1,68 @@
+"""Files by path or URL: whole or not at all, missing ones told apart from unreachable ones."""
+
+import functools
+import http.server
+import resource
+import threading
+
+import pytest
+
+from wind_jax.embedded import embedded
+from wind_jax.files import join, read_bytes, write_bytes
+from wind_jax.prior import load_prior
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The URL of a web server for a folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{serving.server_port}"
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_write_then_read(tmp_path):
+    path = tmp_path / "new" / "file"
+    assert read_bytes(path) is None
+    write_bytes(path, b"first")
+    write_bytes(path, b"second")
+    assert read_bytes(path) == b"second"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    write_bytes(path, b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, hard))
+    try:
+        with pytest.raises(OSError, match="Cannot write"):
+            write_bytes(path, bytes(2**12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_bytes(path) == b"before"
+
+
+def test_join():
+    assert join("gs://bucket/run/", "prior.npz") == "gs://bucket/run/prior.npz"
+    assert join("/a/run", "prior.npz") == "/a/run/prior.npz"
+
+
+def test_a_prior_by_url(server, tmp_path):
+    (tmp_path / "prior.npz").symlink_to(embedded("prior.npz"))
+    prior = load_prior(f"{server}/prior.npz")
+    assert prior.config == load_prior(embedded("prior.npz")).config
+    with pytest.raises(ValueError, match=r"none\.npz' does not exist"):
+        load_prior(f"{server}/none.npz")
+
+
+@pytest.mark.slow  # it tries again for some seconds
+def test_a_host_that_does_not_answer():
+    with pytest.raises(ValueError, match="Could not connect"):
+        load_prior("http://127.0.0.1:9/prior.npz")
