@@ -189,8 +189,7 @@ def ablation_figure(found: list[dict]) -> Figure:
     log, *ratios = figure.axes
     log.set_yscale("log")
     for ax in ratios:
-        low, high = ax.get_ylim()
-        ax.set_ylim(min(low, 0.9), max(high, 1.1))  # a change of a tenth should not fill the panel
+        ax.set_ylim(0, 1.2 * ax.get_ylim()[1])  # a small change should not fill the panel
     return finished(figure)
 
 
@@ -199,7 +198,7 @@ def finished(figure: Figure) -> Figure:
     for ax in figure.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.title.set_fontsize(10)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -284,7 +283,20 @@ def long_table(s: Study, runs: dict[str, dict[str, np.ndarray]]) -> Table:
             f"{change[levels.index(500)]:+.2f} K",
             f"{power:.2f}",
         )
+    change = normal_temperature(s)[-40:].mean(0) - normal_temperature(s)[:40].mean(0)
+    table.add_row("climatology", "", "", *(f"{change[levels.index(level)]:+.2f} K" for level in (850, 500)), "")
     return table
+
+
+def normal_temperature(s: Study) -> np.ndarray:
+    """Global mean temperature of the climatology at the times of the trajectory, (t, levels)."""
+    times = s.store.times[0] + TIME_STEP * np.arange(s.c.context, s.c.context + 4 * s.c.days)
+    return np.array(
+        [
+            area_mean(s.prior.climatology.at(t)[0][..., mean_temperature(s)], s.prior.grid, (0, 1))
+            for t in times[:, None]
+        ]
+    )
 
 
 def long_figure(s: Study, runs: dict[str, dict[str, np.ndarray]]) -> Figure:
@@ -301,9 +313,15 @@ def long_figure(s: Study, runs: dict[str, dict[str, np.ndarray]]) -> Figure:
     days = np.arange(1, 4 * s.c.days + 1) / 4
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     for ax, (title, value) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for arm, run in runs.items():
-            ax.plot(days, value(run).mean(0), color=COLOURS[arm], label=arm, linewidth=1.2)
+        for width, (arm, run) in zip((2.4, 1.6, 0.8), runs.items(), strict=True):  # none hides another
+            ax.plot(days, value(run).mean(0), color=COLOURS[arm], label=arm, linewidth=width)
         ax.set(xlabel="day", title=title, xlim=(0, s.c.days))
+    _, temperature, variance = figure.axes
+    temperature.plot(days, normal_temperature(s)[:, level], "--", color="#333333")
+    truth = s.spectra(s.store.read(0, 28)[None])[:, :, channel, SMALL_SCALES].sum(-1).mean()
+    variance.axhline(truth, linestyle="--", color="#333333")
+    variance.set_ylim(0, None)
+    figure.axes[0].plot([], [], "--", color="#333333", label="climatology; truth's first week")
     return finished(figure)
 
 
