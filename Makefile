@@ -44,18 +44,22 @@ test-device: venv ## the tests that need an accelerator
 
 demo: venv ## a held-out atmosphere from few observations, by the packaged prior
 	$(PY) -m wind_jax.infer --config experiments/sparse_obs.py --config.workdir=runs/sparse_obs
-	@ls runs/sparse_obs/figures/*.png
+	@ls runs/sparse_obs/report.html
 
 forecast: venv ## an ensemble forecast, by the packaged prior
 	$(PY) -m wind_jax.infer --config experiments/forecast.py --config.workdir=runs/forecast
-	@ls runs/forecast/figures/*.png
+	@ls runs/forecast/report.html
+
+skill: venv ## the tables of docs/skill.md and README.md, from every task
+	$(PY) -m experiments.skill
 
 bench: venv ## seconds, FLOP/s and memory of a training step and of sampling; CONFIG=experiments/...
 	$(PY) benchmarks/train_step.py --config $(CONFIG)
 	$(PY) benchmarks/sample.py --config $(CONFIG)
+	$(PY) benchmarks/guidance.py --config $(CONFIG)
 
 clean: ## remove what the targets above made, except runs/ and data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv lint format test test-slow test-exhaustive test-device demo forecast bench clean
+.PHONY: help venv lint format test test-slow test-exhaustive test-device demo forecast skill bench clean
