@@ -99,7 +99,5 @@ def test_more_leads_than_a_chunk_has_are_refused_before_anything_is_drawn(argume
     source = settle_warming.Path(arguments[0].partition("=")[2])
     (tmp_path / "speedy.zarr").symlink_to(source / "speedy.zarr")
     changed = [*arguments, f"--config.workdir={tmp_path}", "--config.task.leads=9"]
-    with pytest.raises(
-        ValueError, match=r"leads 9 take whole windows of 10 new frames; config.speedy.chunk_days 2 give 8"
-    ):
+    with pytest.raises(ValueError, match="leads 9 take whole windows of 10 new frames"):
         settle_warming.main(changed)

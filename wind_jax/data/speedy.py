@@ -7,16 +7,8 @@ levels and appended to a Zarr, chunk by chunk:
     python -m wind_jax.data.speedy --out speedy.zarr --days 365 --seed 1
 
 A run that was stopped goes on where it stopped when the same command is given again: the model state after
-each chunk lies beside the archive in `<out>.restart.npz`, with the number of states that were whole by then.
-
-Vertical interpolation (sigma coordinates, `x = ln p`):
-
-- between model levels every field is linear in x; geopotential has also the curvature that the hydrostatic
-  equation `d phi / dx = -R T` gives it when T is linear in x;
-- below the lowest model level temperature rises by 6.5 K/km and geopotential follows hydrostatically;
-  humidity and wind keep the value of the lowest level;
-- mean-sea-level pressure is reduced as in the ECMWF IFS (Trenberth, Berry and Buja 1993,
-  NCAR/TN-396), which bounds the temperature under high terrain.
+each chunk lies beside the archive in `<out>.restart.npz`, with the number of states that were whole by then. With
+`--keep-states` all of these stay, in `<out>.states`: the model can be started again from any (`speedy_warming`).
 """
 
 import argparse
@@ -35,12 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from wind_jax.data.sigma import (
+    GRAVITY,
+    geopotential_to_pressure,
+    mean_sea_level_pressure,
+    sigma_to_pressure,
+    temperature_to_pressure,
+)
 from wind_jax.progress import Progress
 
-GRAVITY = 9.81  # m s-2, as in SPEEDY
-GAS_CONSTANT = 287.0  # J kg-1 K-1, dry air
-LAPSE_RATE = 6.5e-3  # K m-1
-EXPONENT = GAS_CONSTANT * LAPSE_RATE / GRAVITY  # T ~ p**EXPONENT at that lapse rate
 STATES_PER_DAY, STEPS_PER_STATE, STEP_MINUTES = 4, 9, 40
 MASS_CORRECTION = 0.983  # jcm starts from rest with 1.7 % too much air, which puts Z500 70-300 m too high
 
@@ -49,92 +44,6 @@ UNITS |= {"total_precipitation_6hr": "m", "temperature": "K", "2m_temperature": 
 UNITS |= dict.fromkeys(("geopotential", "geopotential_at_surface"), "m**2 s**-2")
 UNITS |= dict.fromkeys(("mean_sea_level_pressure", "surface_pressure"), "Pa")
 UNITS |= {f"{at}{uv}_component_of_wind": "m s**-1" for at in ("", "10m_") for uv in "uv"}
-
-
-def _weights(sigma: Array, surface_pressure: Array, pressure: Array):
-    """ln(p / ps), index of the level below, fraction towards it: each `(..., target, lon, lat)`."""
-    log_ps = jnp.expand_dims(jnp.log(surface_pressure), -3)
-    x = jnp.log(pressure).reshape((1,) * (log_ps.ndim - 3) + (-1, 1, 1)) - log_ps
-    nodes = jnp.log(sigma)
-    lower = jnp.clip(jnp.searchsorted(nodes, x), 1, sigma.shape[0] - 1)
-    w = (x - nodes[lower - 1]) / (nodes[lower] - nodes[lower - 1])
-    return x, lower, jnp.clip(w, 0.0, 1.0)
-
-
-def _neighbours(field: Array, lower: Array) -> tuple[Array, Array]:
-    return tuple(jnp.take_along_axis(field, level, axis=-3) for level in (lower - 1, lower))
-
-
-def sigma_to_pressure(field: Array, sigma: Array, surface_pressure: Array, pressure: Array) -> Array:
-    """Interpolate linearly in ln p; hold the end values above the top and below the lowest level.
-
-    Args:
-        field: Any field on sigma levels, `(..., level, lon, lat)`.
-        sigma: p / ps of the levels, increasing (top first), `(level,)`.
-        surface_pressure: Pa, `(..., lon, lat)`.
-        pressure: Target levels in Pa, `(target,)`.
-
-    Returns: the field at the targets, `(..., target, lon, lat)`.
-    """
-    _, lower, w = _weights(sigma, surface_pressure, pressure)
-    above, below = _neighbours(field, lower)
-    return above + w * (below - above)
-
-
-def temperature_to_pressure(temperature: Array, sigma: Array, surface_pressure: Array, pressure: Array) -> Array:
-    """Interpolate temperature (K); 6.5 K/km below the lowest level. Shapes as in `sigma_to_pressure`."""
-    x = _weights(sigma, surface_pressure, pressure)[0]
-    warming = jnp.exp(EXPONENT * jnp.maximum(x - jnp.log(sigma[-1]), 0.0))
-    return warming * sigma_to_pressure(temperature, sigma, surface_pressure, pressure)
-
-
-def geopotential_to_pressure(
-    geopotential: Array, temperature: Array, sigma: Array, surface_pressure: Array, pressure: Array
-) -> Array:
-    """Interpolate geopotential (m2 s-2) hydrostatically. Shapes as in `sigma_to_pressure`.
-
-    Exact for temperature that is linear in ln p between levels, for 6.5 K/km below the lowest level and for
-    an isothermal layer above the top level.
-    """
-    x, lower, w = _weights(sigma, surface_pressure, pressure)
-    nodes = jnp.log(sigma)
-    t_above, t_below = _neighbours(temperature, lower)
-    curvature = 0.5 * GAS_CONSTANT * (t_below - t_above) * (nodes[lower] - nodes[lower - 1]) * w * (1 - w)
-    warming = jnp.expm1(EXPONENT * jnp.maximum(x - nodes[-1], 0.0))
-    below_ground = GRAVITY / LAPSE_RATE * temperature[..., -1:, :, :] * warming
-    above_top = GAS_CONSTANT * temperature[..., :1, :, :] * jnp.maximum(nodes[0] - x, 0.0)
-    linear = sigma_to_pressure(geopotential, sigma, surface_pressure, pressure)
-    return linear + curvature - below_ground + above_top
-
-
-def mean_sea_level_pressure(
-    lowest_temperature: Array,
-    lowest_sigma: float | Array,
-    surface_pressure: Array,
-    surface_geopotential: Array,
-) -> Array:
-    """Reduce surface pressure to sea level as the ECMWF IFS does.
-
-    The surface temperature T* is extrapolated by 6.5 K/km from the lowest level; the lapse rate under the
-    terrain is cut where sea level would be warmer than 290.5 K, and T* below 255 K is pulled towards 255 K.
-
-    Args:
-        lowest_temperature: K at the lowest model level, whose p / ps is `lowest_sigma`; `(..., lon, lat)`.
-        surface_pressure: Pa, `(..., lon, lat)`.
-        surface_geopotential: m2 s-2, `(lon, lat)`.
-
-    Returns: pressure at sea level in Pa, `(..., lon, lat)`.
-    """
-    phi = jnp.broadcast_to(surface_geopotential, surface_pressure.shape)
-    t_star = lowest_temperature * (1 + EXPONENT * (1 / lowest_sigma - 1))
-    t_sea = t_star + LAPSE_RATE / GRAVITY * phi
-    warm = (t_sea > 290.5) & (phi > 0)
-    t_star = jnp.where(warm & (t_star > 290.5), 0.5 * (290.5 + t_star), t_star)
-    t_sea = jnp.where(warm, jnp.maximum(290.5, t_star), t_sea)
-    warmer = jnp.maximum(0.5 * (255.0 - t_star), 0.0)
-    t_star, t_sea = t_star + warmer, t_sea + warmer
-    x = t_sea / t_star - 1
-    return surface_pressure * jnp.exp(phi / (GAS_CONSTANT * t_star) * (1 - x / 2 + x**2 / 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +130,10 @@ class Speedy:
         # no weak types and no Python scalars, so that a fresh and a restored state compile alike
         return jax.tree.map(lambda leaf: jnp.array(np.asarray(leaf)), self._model.run_state)
 
+    def restore(self, leaves: Sequence[np.ndarray]) -> Any:
+        """A model state from its leaves, as `load_state` reads them."""
+        return jax.tree.unflatten(jax.tree.structure(self.initial_state()), [jnp.asarray(leaf) for leaf in leaves])
+
     def advance(self, state: Any, states: int) -> tuple[Any, dict[str, np.ndarray]]:
         """Run `states` times 6 h on; return the new model state and the fields at the end of each 6 h."""
         state, fields = self._compiled(state, states)
@@ -258,7 +171,7 @@ class Speedy:
         }
 
 
-def _to_dataset(model: Speedy, fields: dict[str, np.ndarray], first: int):
+def to_dataset(model: Speedy, fields: dict[str, np.ndarray], first: int):
     """Name the fields of states `first`, `first + 1`, ... as WeatherBench2 does; static ones go with 0."""
     import xarray as xr
 
@@ -302,20 +215,29 @@ def _seal(out: Path, states: int, settings: Settings) -> None:
     zarr.consolidate_metadata(out, zarr_format=2)
 
 
-def _save_restart(out: Path, state: Any, states: int, settings: Settings) -> None:
+def kept_state(out: str | Path, states: int) -> Path:
+    """Where the model state after the first `states` states of the archive `out` is kept."""
+    return Path(f"{out}.states") / f"{states:06d}.npz"
+
+
+def _restart_file(out: Path) -> Path:
+    return Path(f"{out}.restart.npz")
+
+
+def save_state(path: Path, state: Any, states: int, settings: Settings) -> None:
+    """Write a model state in one stroke, with the number of states of its archive until then."""
     leaves = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    partial = Path(f"{out}.restart.tmp.npz")
+    partial = path.with_suffix(".tmp.npz")
     np.savez(partial, states=states, settings=settings.to_json(), **leaves)
-    os.replace(partial, f"{out}.restart.npz")
+    os.replace(partial, path)
 
 
-def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int] | None:
-    """Leaves of the model state and the count of whole states, or None where there is nothing to resume."""
-    path = Path(f"{out}.restart.npz")
-    if not path.exists() and not out.exists():
-        return None
-    if not path.exists():
-        raise ValueError(f"{out} exists but {path} does not: expected both or neither; remove {out}")
+def load_state(path: Path, settings: Settings) -> tuple[list[np.ndarray], int]:
+    """Leaves of a model state, and the number of states of its archive until then.
+
+    Raises:
+        ValueError: it was made with other settings.
+    """
     with np.load(path) as stored:
         theirs = json.loads(str(stored["settings"]))
         ours = json.loads(settings.to_json())
@@ -326,12 +248,23 @@ def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int]
         return leaves, int(stored["states"])
 
 
-def simulate(out: str | Path, settings: Settings, log_every: float | None = None) -> None:
+def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int] | None:
+    """What `load_state` reads, or None where there is nothing to resume."""
+    path = _restart_file(out)
+    if not path.exists() and not out.exists():
+        return None
+    if not path.exists():
+        raise ValueError(f"{out} exists but {path} does not: expected both or neither; remove {out}")
+    return load_state(path, settings)
+
+
+def simulate(out: str | Path, settings: Settings, log_every: float | None = None, keep_states: bool = False) -> None:
     """Run SPEEDY and write the archive `out`, going on from its restart file if there is one.
 
     Args:
         out: Path of the Zarr; its folder must exist.
         log_every: Seconds between lines of progress where there is no terminal for a bar; None: no lines.
+        keep_states: Keep the model state at the start and after each chunk, see `kept_state`.
 
     Raises:
         ValueError: `out` cannot be written, or a restart file was made with other settings.
@@ -346,18 +279,26 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
     if restart and restart[1] == total:
         return _seal(out, total, settings)
     model = Speedy(settings)
-    state, done = model.initial_state(), 0
+    if keep_states:
+        kept_state(out, 0).parent.mkdir(exist_ok=True)
+
+    def save(state, states):
+        if keep_states:
+            save_state(kept_state(out, states), state, states, settings)
+        save_state(_restart_file(out), state, states, settings)
+
     if not restart:
+        state, done = model.initial_state(), 0
         spinup = settings.spinup_days * STATES_PER_DAY
         with Progress("spin-up", spinup, "state", log_every) as progress:
             for begin in range(0, spinup, size):
                 count = min(size, spinup - begin)
                 state, _ = model.advance(state, count)
                 progress.update(count)
-        _save_restart(out, state, done, settings)
+        save(state, done)
     else:
         leaves, done = restart
-        state = jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(leaf) for leaf in leaves])
+        state = model.restore(leaves)
         if done > 0:
             _seal(out, done, settings)
     try:
@@ -368,8 +309,8 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
                 for name, field in fields.items():
                     if not np.isfinite(field).all():
                         raise FloatingPointError(f"{name} is not finite in states {begin} to {begin + count - 1}")
-                _append(out, _to_dataset(model, fields, begin), settings, begin)
-                _save_restart(out, state, begin + count, settings)
+                _append(out, to_dataset(model, fields, begin), settings, begin)
+                save(state, begin + count)
                 done = begin + count
                 progress.update(count)
     finally:  # also when interrupted: what is left has equal lengths
@@ -390,9 +331,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--spinup-days", default=default.spinup_days, type=int, help="days run before the first state")
     add("--levels", default=default.levels, type=int, nargs="+", help="hPa")
     add("--chunk-days", default=default.chunk_days, type=int, help="days written at a time")
+    add("--keep-states", action="store_true", help="keep the model state after each chunk")
     options = vars(parser.parse_args(arguments))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job leaves a whole archive
-    simulate(options.pop("out"), Settings(**options), log_every=60.0)
+    out, keep = options.pop("out"), options.pop("keep_states")
+    simulate(out, Settings(**options), log_every=60.0, keep_states=keep)
 
 
 if __name__ == "__main__":
