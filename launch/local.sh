@@ -4,8 +4,10 @@
 #   launch/local.sh 2 --config experiments/speedy.py --config.workdir=runs/two
 #
 # Process i is told of the others by WIND_COORDINATOR, WIND_PROCESS_COUNT and WIND_PROCESS_ID and, on a host with
-# GPUs, sees GPU i alone. Each line of its log starts with [i]. When one fails, all are stopped and its exit status is
-# this script's. PYTHON names the interpreter, PORT the coordinator's port. Needs bash 5.1 or newer.
+# GPUs, sees GPU i alone. Each line of its log starts with [i]. When one fails or is killed, all are stopped and its exit
+# status is this script's; the same command goes on from the last checkpoint. TERM or INT (Ctrl-C) has the processes save
+# and end in order; a second one ends them at once. PYTHON names the interpreter, PORT the coordinator's port. Needs bash
+# 5.1 or newer.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -38,7 +40,8 @@ stop() {
   kill -KILL "${processes[@]}" 2>/dev/null || true
 }
 trap stop EXIT
-trap 'exit 130' INT TERM
+asked=''
+trap '[[ -z $asked ]] || exit 130; asked=yes; kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
 
 for ((i = 0; i < count; i++)); do
   exec {log}> >(prefixed "$i")
@@ -49,12 +52,21 @@ for ((i = 0; i < count; i++)); do
 done
 
 status=0
-for ((left = count; left > 0; left--)); do
+left=$count
+while ((left > 0)); do
   ended=
   wait -n -p ended "${processes[@]}" || status=$?
+  if [[ -z ${ended:-} ]]; then # a signal to this script, passed on by its trap
+    status=0
+    continue
+  fi
+  left=$((left - 1))
   if ((status)); then
+    how="failed with status $status"
+    ((status > 128)) && how="was killed by SIG$(kill -l $((status - 128)))"
     for i in "${!processes[@]}"; do
-      [[ ${processes[i]} == "$ended" ]] && echo "launch/local.sh: process $i failed with status $status" >&2
+      [[ ${processes[i]} == "$ended" ]] || continue
+      echo "launch/local.sh: process $i $how; the others are stopped. Start again to go on from the last checkpoint." >&2
     done
     break
   fi

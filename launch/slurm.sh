@@ -5,14 +5,16 @@
 #
 # WIND_COORDINATOR=auto has training call jax.distributed.initialize(), which reads the coordinator and each process's
 # place from Slurm and gives process i of a node the GPU i of that node; so GPUs are asked for by node, not by task.
-# Where each node is one process (CPU clusters): `sbatch --ntasks-per-node=1 --gpus-per-node=0 ...`. A requeued job
-# goes on from its last checkpoint.
+# Where each node is one process (CPU clusters): `sbatch --ntasks-per-node=1 --gpus-per-node=0 ...`. Five minutes before
+# the time is up, and when the job is preempted, Slurm sends SIGTERM and the run saves and ends in order; a job that is
+# requeued or submitted again goes on from its last checkpoint. The workdir must be seen by all nodes.
 #SBATCH --job-name=wind_jax
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=4
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
+#SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=wind_jax-%j.log

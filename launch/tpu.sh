@@ -8,7 +8,7 @@
 #          install   Python 3.12 and the package on all workers
 #          run       start training on all workers, in the background
 #          logs      follow the log of worker 0 (--worker to choose another)
-#          stop      end training on all workers
+#          stop      have training save and end on all workers
 #          delete    give the slice back
 #          all       create, copy, install, run, logs
 # --name NAME, --zone ZONE                            always needed
@@ -20,7 +20,8 @@
 #   launch/tpu.sh all --name wind --zone us-west4-a -- --config experiments/era5_1p5deg.py \
 #     --config.workdir=gs://bucket/era5
 #
-# Runs are resumed from the last checkpoint of their workdir, so `run` after a preemption goes on where it was.
+# Runs are resumed from the last checkpoint of their workdir, which must be in a bucket or on a shared disk, so `run`
+# after a preemption goes on where it was.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }

@@ -20,6 +20,8 @@ SHARED = ROOT.parent / "shared"
 
 install_import_hook("wind_jax", "beartype.beartype")
 
+collect_ignore_glob = ["*/conftest.py"]  # two of one name are no modules to collect doctests from
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if "device" not in config.option.markexpr.replace("not device", ""):

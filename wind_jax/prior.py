@@ -22,6 +22,7 @@ from wind_jax.data.forcings import FORCING_NAMES, forcings
 from wind_jax.data.normalize import Statistics
 from wind_jax.diffusion.denoiser import Denoiser, about, make_denoiser
 from wind_jax.diffusion.schedule import SCHEDULES, Schedule
+from wind_jax.files import read_bytes, write_bytes
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.sphere import Grid
 
@@ -114,7 +115,16 @@ def apply(graphdef: nnx.GraphDef, params: Any, x_t: jax.Array, t: jax.Array, for
 
 
 def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") -> None:
-    """Write `prior` to one .npz file, atomically; `dtype` is that of the stored parameters."""
+    """Write `prior` to one .npz file, atomically.
+
+    Args:
+        path: of a file, or gs:// or s3://.
+        prior: what to write.
+        dtype: of the stored parameters.
+
+    Raises:
+        OSError: it could not be written.
+    """
     arrays = {
         "params/" + key: np.asarray(value, dtype)
         for key, value in traverse_util.flatten_dict(prior.params, sep="/").items()
@@ -134,26 +144,25 @@ def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") ->
     }
     buffer = io.BytesIO()
     np.savez(buffer, metadata=np.array(json.dumps(metadata)), **arrays)
-    partial = f"{path}.partial"
-    with open(partial, "wb") as file:
-        file.write(buffer.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_prior(path: str | os.PathLike) -> Prior:
     """Read a prior written by `save_prior`.
 
+    Args:
+        path: of a file, or gs://, s3:// or http(s)://.
+
     Raises:
         ValueError: the file does not exist, is not a prior, or its parameters do not fit its architecture.
     """
+    data = read_bytes(path)
+    if data is None:
+        raise ValueError(f"prior {str(path)!r} does not exist; expected a file written by training.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         metadata = json.loads(str(arrays.pop("metadata")))
-    except FileNotFoundError:
-        raise ValueError(f"prior {str(path)!r} does not exist; expected a file written by training.") from None
     except Exception as error:
         raise ValueError(f"{str(path)!r} is not a readable prior file: {error}") from error
     if metadata.get("format") != FORMAT:

@@ -4,15 +4,19 @@
 
 A workdir that already holds a checkpoint is resumed: same batches, same noise, same losses. It receives:
 
-    config.json  statistics.json  climatology.npz  metrics.jsonl  events.out.tfevents.*  checkpoints/
+    config.json  statistics.json  climatology.npz  metrics.jsonl  events.out.tfevents.*  checkpoints/  compile_cache/
     prior.npz (the average's weights, with all that inference needs)
+
+SIGTERM ends a run in order, with a checkpoint. docs/training.md tells of several processes and of what may go wrong.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
-import os
+import math
+import sys
 import time
 
 import jax
@@ -20,24 +24,24 @@ import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
 from rich.console import Console
-from tensorboardX import SummaryWriter
 
 from wind_jax import config as configuration
-from wind_jax.data.climatology import Climatology, fit_climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
-from wind_jax.data.normalize import Statistics, compute_statistics
-from wind_jax.data.store import Store, open_store
+from wind_jax.data.store import open_store
 from wind_jax.data.variables import channels as select_channels
 from wind_jax.data.windows import windows
 from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss, loss_weights
 from wind_jax.diffusion.schedule import SCHEDULES
+from wind_jax.files import join, write_bytes
 from wind_jax.model.flops import matmul_flops
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import Prior, apply, graph, save_prior
 from wind_jax.progress import Progress
 from wind_jax.sphere import cell_area
+from wind_jax.training import processes
 from wind_jax.training.checkpoint import Checkpointer
-from wind_jax.training.mesh import batch_sharding, make_mesh, put_batch, replicated
+from wind_jax.training.log import RunLog, average, summary
+from wind_jax.training.mesh import batch_sharding, check_batch, device_bytes, host_copy, make_mesh, put_batch
 from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
 from wind_jax.training.state import (
     abstract_state,
@@ -46,7 +50,8 @@ from wind_jax.training.state import (
     make_train_step,
     state_sharding,
 )
-from wind_jax.training.validation import average, make_validation
+from wind_jax.training.statistics import run_statistics
+from wind_jax.training.validation import make_validation
 
 # Settings that a resumed run must share with its checkpoint; the others may change.
 FIXED = (
@@ -61,6 +66,7 @@ FIXED = (
     "batch_size",
     "specialist",
 )
+PROFILED = (5, 10)  # steps after the start between which `config.profile` traces
 
 
 def train(c: ConfigDict, dry_run: bool = False) -> None:
@@ -72,16 +78,21 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
     Raises:
         ValueError: anything wrong with config, mesh, data, workdir or checkpoint, before the first step.
+        FloatingPointError: a loss or gradient that is not finite, unless config.non_finite is "skip".
+        OSError: the last checkpoint of the run could not be written.
     """
+    if not dry_run and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", join(c.workdir, "compile_cache"))  # before anything compiles
+    config = traverse_util.flatten_dict(json.loads(configuration.to_json(c)), sep=".")
+    processes.agree(config)
     main_process = jax.process_index() == 0
-    say = Console().print if main_process else lambda *_: None
+    say = functools.partial(Console().print, soft_wrap=True) if main_process else lambda *_: None
 
     # ------------------------------------------------------------------------------------------ mesh, model, optimizer
     mesh = make_mesh(**c.mesh.to_dict())
-    if c.batch_size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        raise ValueError(f"batch_size {c.batch_size} does not divide over data x fsdp of mesh {dict(mesh.shape)}.")
-    chosen = select_channels(c.data.variables or None, c.data.levels or None)
     height, width = c.data.grid
+    check_batch(mesh, c.batch_size, width)
+    chosen = select_channels(c.data.variables or None, c.data.levels or None)
     model = UViTConfig(
         channels=len(chosen),
         latitude=height,
@@ -92,6 +103,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     optimizer = make_optimizer(**c.optimizer.to_dict())
     if c.diffusion.schedule not in SCHEDULES:
         raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
+    if c.non_finite not in ("stop", "skip"):
+        raise ValueError(f'config.non_finite is {c.non_finite!r}, expected "stop" or "skip".')
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
     patterns = Patterns(**c.diffusion.patterns.to_dict())
     shardings = state_sharding(model, optimizer, mesh)
@@ -123,18 +136,23 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         batch_shards = batch_sharding(mesh)
         placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
         batch = {"x": x.update(sharding=batch_shards), "inputs": inputs.update(sharding=batch_shards)}
+        sizes = {
+            "parameters, their average and moments": device_bytes(shardings, abstract),
+            "a batch": device_bytes(jax.tree.map(lambda a: a.sharding, batch), batch),
+        }
+        for name, size in sizes.items():
+            say(f"per device: {size / 2**30:8.3f} GiB of {name}")
         memory = step_before_data.lower(placed, batch).compile().memory_analysis()
-        gib = lambda size: f"{size / 2**30:.2f} GiB"
-        say(f"per device: {gib(memory.argument_size_in_bytes)} of state and batch")
-        say(f"            {gib(memory.temp_size_in_bytes)} of temporary memory in a step")
+        say(f"per device: {memory.temp_size_in_bytes / 2**30:8.3f} GiB of temporary memory in a step")
+        say(f"per device: {(sum(sizes.values()) + memory.temp_size_in_bytes) / 2**30:8.3f} GiB in all")
         return
 
     # ------------------------------------------------------------------------------------------------------------ data
-    config = traverse_util.flatten_dict(json.loads(configuration.to_json(c)), sep=".")
     checkpointer = Checkpointer(
-        os.path.join(c.workdir, "checkpoints"),
+        join(c.workdir, "checkpoints"),
         {name: value for name, value in config.items() if name.startswith(FIXED)},
         keep=c.keep_checkpoints,
+        keep_every=c.keep_every,
     )
     store = open_store(c.data.path, chosen, in_memory=c.data.in_memory)
     held_out = open_store(c.data.validation_path, chosen)
@@ -142,7 +160,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
     static = static_forcings(store, c.data.missing_static)
-    statistics, climatology = run_statistics(c.workdir, store, c.data)
+    statistics, climatology = run_statistics(c.workdir, store, tuple(c.data.period) or None, c.data.climatology)
     prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
     prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, prediction, climatology)
     guess = first_guess(task.to_dict(), statistics, store.grid, c.data.frames) if task else None
@@ -152,8 +170,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     batches = iter(dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers))
+    put = lambda batch: put_batch(mesh, {name: batch[name] for name in ("x", "inputs")})
     validation_batches = [
-        put_batch(mesh, {name: batch[name] for name in ("x", "inputs")})
+        put(batch)
         for batch in itertools.islice(
             dataset(held_out, batch_size=c.batch_size, period=c.data.validation_period or None),
             max(c.validation.windows // c.batch_size, 1),
@@ -161,13 +180,12 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     ]
 
     # ----------------------------------------------------------------------------------------------------------- state
-    start = checkpointer.latest or 0
-    if start:
-        state, position = checkpointer.restore(abstract, shardings)
-        batches.set_state(position["batches"])
+    if checkpointer.latest is not None:
+        start, state, saved = checkpointer.restore(abstract, shardings)
+        batches.set_state(saved["batches"])
         say(f"resumed from step {start} of {c.workdir}")
     else:
-        state, position = init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
+        start, state, saved = 0, init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
     weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
     train_step = make_step(weights, guess)
     v = c.validation
@@ -180,35 +198,63 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     began = time.monotonic()
     log = RunLog(c.workdir, start) if main_process else None
     if main_process:
-        with open(os.path.join(c.workdir, "config.json"), "w") as file:
-            file.write(configuration.to_json(c) + "\n")
+        write_bytes(join(c.workdir, "config.json"), (configuration.to_json(c) + "\n").encode())
     say(f"training from step {start} to {c.optimizer.steps}")
 
-    def save(step: int) -> None:
-        seconds = position["seconds"] + time.monotonic() - began
-        checkpointer.save(state, {"batches": batches.get_state(), "seconds": seconds})
-        ema = jax.device_get(gather(state.ema))
+    def save(step: int, position: dict) -> None:
+        seconds = saved["seconds"] + time.monotonic() - began
+        checkpointer.save(step, state, {"batches": position, "seconds": seconds})
+        ema = host_copy(state.ema)
         if main_process:
             provenance = {"step": step, "samples": step * c.batch_size, "seconds": round(seconds), **config}
             whole = dataclasses.replace(prior, params=ema, provenance=json.dumps(provenance))
-            save_prior(os.path.join(c.workdir, "prior.npz"), whole)
+            try:
+                save_prior(join(c.workdir, "prior.npz"), whole)
+            except OSError as error:
+                say(f"warning: step {step}: {error}. Training goes on; the prior there is the one before.")
 
-    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    def check(values: dict, first: int, last: int) -> None:
+        if values["skipped"] >= (1 if c.non_finite == "stop" else c.log_every):
+            checkpointer.settle()
+            raise FloatingPointError(
+                f"The loss or its gradient was not finite in {values['skipped']} of the steps {first} to {last}. Their "
+                f"updates were left out; the last good checkpoint is that of step {checkpointer.latest} in "
+                f"{checkpointer.directory!r}. Start again from it with a lower optimizer.learning_rate, or with "
+                "--config.non_finite=skip to go on without such steps."
+            )
+
     validation_key = jax.random.key(c.seed)
     logged = time.monotonic()
     recent: list[dict[str, jax.Array]] = []
     shown: dict[str, float] = {}
-    with Progress("training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None) as bar:
-        bar.update(start)
-        for step in range(start + 1, c.optimizer.steps + 1):
-            batch = next(batches)
-            state, metrics = train_step(state, put_batch(mesh, {name: batch[name] for name in ("x", "inputs")}))
+    step, ending, profiled = start, False, [start + n for n in PROFILED if c.profile]
+    with contextlib.ExitStack() as stack:
+        stack.callback(checkpointer.close)
+        termination = stack.enter_context(processes.Termination())
+        bar = Progress("training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None)
+        stack.enter_context(bar).update(start)
+        ahead = put(next(batches))
+        while step < c.optimizer.steps and not ending:
+            step += 1
+            if step in profiled[:1]:
+                jax.profiler.start_trace(join(c.workdir, "profile"))
+            state, metrics = train_step(state, ahead)
+            position = batches.get_state()
+            if step < c.optimizer.steps:
+                ahead = put(next(batches))  # while the step runs
             recent.append(metrics)
-            last = step == c.optimizer.steps
+            # Two steps under way keep the device busy; more would only fill its memory with batches.
+            jax.block_until_ready(recent[-2:-1])
+            if step in profiled[1:]:
+                jax.block_until_ready(metrics)
+                jax.profiler.stop_trace()
             bar.update(**shown)
+            ending = termination.asked(step)
+            last = ending or step == c.optimizer.steps
 
             if step % c.log_every == 0 or last:
-                values = average(jax.device_get(recent))  # waits for the device, once in `log_every` steps
+                values = summary(jax.device_get(recent))  # waits for the device, once in `log_every` steps
+                check(values, step - len(recent) + 1, step)
                 now = time.monotonic()
                 rate = len(recent) / (now - logged)
                 values |= {
@@ -225,7 +271,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                     log.write(step, values)
                 recent, logged = [], now
 
-            if last or step % c.validate_every == 0:
+            if step == c.optimizer.steps or (step % c.validate_every == 0 and not ending):
                 keys = (jax.random.fold_in(validation_key, i) for i in range(len(validation_batches)))
                 values = average([validate(state.ema, *args) for args in zip(validation_batches, keys, strict=True)])
                 if log:
@@ -233,59 +279,30 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                 say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
                 logged = time.monotonic()
 
-            if last or step % c.checkpoint_every == 0:
-                save(step)
+            if step % c.checkpoint_every == 0 or last:
+                save(step, position)
                 logged = time.monotonic()
-    checkpointer.close()
-    say(f"finished {c.optimizer.steps} steps; the prior is {os.path.join(c.workdir, 'prior.npz')}")
-
-
-class RunLog:
-    """Metrics of a run as JSON lines and TensorBoard events; on resuming, lines after the checkpoint are dropped."""
-
-    def __init__(self, workdir: str, start: int):
-        self._path = os.path.join(workdir, "metrics.jsonl")
-        if os.path.exists(self._path):
-            with open(self._path) as file:
-                kept = [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= start]
-            with open(self._path + ".partial", "w") as file:
-                file.writelines(kept)
-            os.replace(self._path + ".partial", self._path)
-        self._board = SummaryWriter(workdir, purge_step=start + 1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        with open(self._path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.flush()
-
-
-def run_statistics(workdir: str, store: Store, data: ConfigDict) -> tuple[Statistics, Climatology | None]:
-    """Statistics and climatology of this run: computed once, in one pass each over the archive, then read back."""
-    period = tuple(data.period) or None
-    path, climatology = os.path.join(workdir, "climatology.npz"), None
-    if data.climatology:
-        if not os.path.exists(path):
-            fit_climatology(store, period).save(path)
-        climatology = Climatology.load(path)
-    path = os.path.join(workdir, "statistics.json")
-    if not os.path.exists(path):
-        compute_statistics(store, period, climatology.at if climatology else None).save(path)
-    return Statistics.load(path), climatology
+        checkpointer.settle()
+    if checkpointer.latest != step:
+        raise OSError(f"{c.workdir!r} has no checkpoint of step {step}, the last: see the warning above.")
+    if ending:
+        say(f"SIGTERM: saved step {step} of {c.workdir}; the same command goes on from there")
+    else:
+        say(f"finished {step} steps; the prior is {join(c.workdir, 'prior.npz')}")
 
 
 def main(argv: list[str]) -> None:
     """Entry point: bad input ends with one paragraph, before anything long."""
     c, switches = configuration.load(argv, switches=("dry_run",))
-    # Set by the scripts of launch/: "auto" where JAX finds the processes by itself (TPU, Slurm), else an address.
-    coordinator = os.environ.get("WIND_COORDINATOR")
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        count, index = int(os.environ["WIND_PROCESS_COUNT"]), int(os.environ["WIND_PROCESS_ID"])
-        jax.distributed.initialize(coordinator, count, index)
-    train(c, dry_run="dry_run" in switches)
+    dry_run = "dry_run" in switches
+    if dry_run and min(c.mesh.values()) > 0:  # a given mesh is made of virtual devices, wherever this runs
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", math.prod(c.mesh.values()))
+    processes.join()
+    try:
+        train(c, dry_run)
+    except (FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

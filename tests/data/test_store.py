@@ -136,6 +136,37 @@ def test_missing_data_is_named(tmp_path, dataset, in_memory):
     open_store(path, CHANNELS).read(6, 2)
 
 
+@pytest.mark.parametrize("consolidated", [True, False])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_archive_that_changes_while_it_is_read_is_named(
+    tmp_path, dataset, states, zarr_format, consolidated, monkeypatch
+):
+    path = tmp_path / "a.zarr"
+    store = open_store(synthetic.write(dataset, path, zarr_format, 5, consolidated), CHANNELS)
+    in_memory = open_store(path, CHANNELS, in_memory=True)
+    monkeypatch.setattr("wind_jax.data.archive._CHECK_SECONDS", -1)
+    np.testing.assert_array_equal(store.read(3, 6), states[3:9])
+    store.check_unchanged()
+    synthetic.write(dataset.isel(time=slice(8)), path, zarr_format, 5, consolidated)
+    message = rf"{path} has changed since it was opened: .*/shape was \[12, .*\], is \[8, "
+    for read in (store.check_unchanged, lambda: store.read(0, 2)):
+        with pytest.raises(ValueError, match=message):
+            read()
+    np.testing.assert_array_equal(in_memory.read(3, 6), states[3:9])
+
+
+def test_a_read_that_fails_looks_for_a_change_at_once(tmp_path, dataset):
+    path = tmp_path / "a.zarr"
+    store = open_store(synthetic.write(dataset, path, time_chunk=5), CHANNELS)
+    for file in (path / "temperature").glob("1.*"):
+        file.write_bytes(b"no chunk")
+    with pytest.raises(ValueError, match=r"cannot read 'temperature' at 2000-01-02T06 to 2000-01-02T12 of .*a.zarr: "):
+        store.read(5, 2)
+    synthetic.write(dataset.astype(np.float64), path, time_chunk=5)
+    with pytest.raises(ValueError, match=r"changed since it was opened: .*2m_temperature/.zarray/dtype was '<f4', is"):
+        store.read(5, 2)
+
+
 def without(name):
     return lambda d: d.drop_vars(name)
 

@@ -116,6 +116,16 @@ def test_state_resumes_exactly_with_any_number_of_workers(archive):
             np.testing.assert_array_equal(got[key], want[key])
 
 
+def test_layout_of_the_archive_makes_no_difference(archive, tmp_path):
+    """Chunks of one time, as `prepare` makes them, instead of eight."""
+    _, statistics, inputs = archive
+    synthetic.write_archive(tmp_path / "b.zarr", TIMES, time_chunk=1, zarr_format=3)
+    other = open_store(tmp_path / "b.zarr", CHANNELS), statistics, inputs
+    for want, got in itertools.islice(zip(stream(archive), stream(other)), 10):
+        for key in want:
+            np.testing.assert_array_equal(got[key], want[key])
+
+
 def test_wrong_arguments(archive):
     store, statistics, inputs = archive
     for options, message in [

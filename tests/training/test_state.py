@@ -1,5 +1,7 @@
 """One update against optax by hand, the average, and that a step's noise depends on nothing but seed and step."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,11 @@ import optax
 import pytest
 
 from wind_jax.model.uvit import UViTConfig
-from wind_jax.training.mesh import make_mesh
+from wind_jax.training.mesh import device_bytes, make_mesh
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
 
 CONFIG = UViTConfig(channels=3, latitude=8, longitude=16, widths=(32, 32), blocks=("res", "transformer"), depth=1)
+WIDE = dataclasses.replace(CONFIG, widths=(64, 128))
 
 
 def quadratic(params, batch, key):
@@ -60,6 +63,39 @@ def test_noise_of_a_step_depends_on_seed_and_step_alone():
     _, second = run(3, state)
     assert first + second == pytest.approx(whole, rel=1e-6)
     assert run(3, seed=4)[1] != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.parametrize("target", [np.nan, np.inf, 1e30])  # the last overflows in the gradient's norm
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(target):
+    mesh, optimizer = make_mesh(), make_optimizer(1e-2, 2, 100)
+    step = make_train_step(quadratic, optimizer, 0.9, 3, state_sharding(CONFIG, optimizer, mesh))
+    state, _ = run(2)
+    before = jax.device_get(state)
+    state, metrics = step(state, {"target": jnp.float32(target)})
+    assert int(metrics["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, state._replace(step=0), before._replace(step=0))
+    assert int(state.step) == 3
+    state, metrics = step(state, {"target": jnp.float32(0.5)})
+    assert int(metrics["skipped"]) == 0
+    assert np.isfinite(optax.tree.norm(state.params))
+
+
+def test_state_stays_sharded_and_its_memory_is_reused():
+    """Parameters, average and moments are split alike, before and after a step; as many bytes as told beforehand."""
+    mesh, optimizer = make_mesh(data=2, fsdp=4), make_optimizer(1e-2, 2, 100)
+    shardings = state_sharding(WIDE, optimizer, mesh)
+    step = make_train_step(quadratic, optimizer, 0.9, 3, shardings)
+    state, batch = init_state(WIDE, optimizer, mesh, seed=0), {"target": jnp.float32(0.5)}
+    expected = device_bytes(shardings, abstract_state(WIDE, optimizer))
+    memory = step.lower(state, batch).compile().memory_analysis()
+    assert memory.argument_size_in_bytes == pytest.approx(expected, rel=0.01)
+    assert memory.alias_size_in_bytes == pytest.approx(expected, rel=0.01)
+    after, _ = step(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    on_one = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+    assert on_one(after) == expected
+    assert on_one(after.opt_state) == pytest.approx(2 * on_one(after.params), rel=0.01)
+    assert on_one(after.ema) == on_one(after.params)
 
 
 def test_warmup_longer_than_training_is_refused():

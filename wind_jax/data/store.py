@@ -5,17 +5,15 @@ consolidated metadata, hold latitude and longitude in either order and direction
 float64. What is read from it is always float32, (time, latitude, longitude, channel), south to north.
 """
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
-import xarray
 from jaxtyping import Float
 
+from wind_jax.data.archive import RETRIES, Archive, Retries
 from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, Channel
 from wind_jax.progress import track
 from wind_jax.sphere import Grid
@@ -27,14 +25,12 @@ STATIC_VARIABLES = ("land_sea_mask", "soil_type", "geopotential_at_surface")
 COORDINATES = ("time", "level", "latitude", "longitude")
 _KNOWN = (*COORDINATES, *PRESSURE_VARIABLES, *SURFACE_VARIABLES, *STATIC_VARIABLES)
 _BLOCK_BYTES = 64 * 2**20
-# An unreachable host should fail in seconds at opening; later reads keep the long default.
-_OPENING = {f"{driver}_request_retries": {"max_retries": 5, "max_delay": "2s"} for driver in ("http", "gcs", "s3")}
 
 
 class Store:
     """A checked archive, restricted to some channels; made by `open_store`.
 
-    Pickled, it takes only its path and channels along and opens the archive anew.
+    Pickled, it takes only how it was opened along, and opens the archive anew.
 
     Attributes:
         path: path or URL.
@@ -42,17 +38,21 @@ class Store:
         grid: the horizontal grid.
         times: (n,) datetime64[ns], ascending; may have gaps.
         in_memory: whether the states are held in memory.
+        retries: patience with its server.
     """
 
-    def __init__(self, path: str | Path, channels: Iterable[Channel], in_memory: bool = False):
+    def __init__(
+        self, path: str | Path, channels: Iterable[Channel], in_memory: bool = False, retries: Retries = RETRIES
+    ):
         self.path = str(path)
         self.channels = tuple(channels)
         self.in_memory = in_memory
+        self.retries = retries
         if not self.channels:
             raise ValueError(f"no channels selected from {self.path}")
         if len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
-        self._archive = _Archive(self.path)
+        self._archive = Archive(self.path, _KNOWN, retries)
         on_levels = any(c.level is not None for c in self.channels)
         self._levels = self._archive.coordinate("level") if on_levels else np.array([])
         self._check_variables()
@@ -69,7 +69,7 @@ class Store:
         self._states = self._read_all() if in_memory else None
 
     def __reduce__(self):
-        return Store, (self.path, self.channels, self.in_memory)
+        return Store, (self.path, self.channels, self.in_memory, self.retries)
 
     def __len__(self) -> int:
         return self.times.size
@@ -84,16 +84,24 @@ class Store:
             frames: how many.
 
         Raises:
-            ValueError: beyond the archive, or a value that is not finite (its variable and time are named).
+            ValueError: beyond the archive, a read that fails for good (see `Retries`), an archive that has changed
+                (see `check_unchanged`), or a value that is not finite (its variable and time are named).
         """
         if frames < 1 or start < 0 or start + frames > len(self):
             raise ValueError(f"cannot read {frames} frames from index {start}: {self.path} has {len(self)} times")
         if self._states is not None:
             return self._states[start : start + frames]
-        reads = [(where, array[start : start + frames].read()) for where, array in self._fields]
+        first, last = np.datetime_as_string(self.times[[start, start + frames - 1]], unit="h")
         states = np.empty((frames, *self.grid.shape, len(self.channels)), np.float32)
-        for where, values in reads:
-            states[..., where] = self._oriented(values.result())
+        # Chunks go straight into place, by threads of tensorstore that do not need the interpreter.
+        target, span = ts.array(states), ts.d[0][start : start + frames]
+        reads = {
+            name: target[ts.d[3][where].translate_to[0]].write(array[span.translate_to[0]])
+            for name, (where, array) in self._fields.items()
+        }
+        for _ in self._archive.results(reads, f" at {first} to {last}"):
+            pass
+        states = self._oriented(states)
         self._check_finite(states, start)
         return states
 
@@ -114,6 +122,13 @@ class Store:
         for block in track(blocks, description, total=len(blocks), unit="block"):
             yield block, self.read(int(block[0]), len(block))
 
+    def check_unchanged(self) -> None:
+        """Raises ValueError where the archive's metadata are no longer those found at opening, with the difference.
+
+        Reading calls it once a minute and where it fails; a long job calls it before it begins.
+        """
+        self._archive.check_unchanged()
+
     def has(self, name: str) -> bool:
         """Whether the archive holds a variable of this name."""
         return name in self._archive.names
@@ -131,7 +146,7 @@ class Store:
                 f"{name!r} in {self.path} has dimensions {dims}; a static field has latitude and longitude"
             )
         axes = [dims.index("latitude"), dims.index("longitude")]
-        values = np.transpose(self._archive.open(name).result().read().result(), axes)
+        values = np.transpose(self._archive.read(name), axes)
         field = np.ascontiguousarray(self._oriented(values[None, :, :, None])[0, :, :, 0], np.float32)
         if not np.isfinite(field).all():
             raise ValueError(f"static field {name!r} in {self.path} has values that are not finite")
@@ -153,14 +168,14 @@ class Store:
                     f"its levels are {', '.join(f'{level:g}' for level in self._levels)}"
                 )
 
-    def _open_fields(self) -> list[tuple[slice | list[int], ts.TensorStore]]:
-        """For each variable: its positions on the channel axis, and its array as (time, h, w, channel)."""
+    def _open_fields(self) -> dict[str, tuple[slice | list[int], ts.TensorStore]]:
+        """By variable: its positions on the channel axis, and its array as (time, h, w, channel)."""
         names = list(dict.fromkeys(c.name for c in self.channels))
         opened = {name: self._archive.open(name) for name in names}
-        fields = []
-        for name, future in opened.items():
+        fields = {}
+        for name, array in self._archive.results(opened):
             where = np.array([i for i, c in enumerate(self.channels) if c.name == name])
-            dims, array = self._archive.dims(name), future.result()
+            dims = self._archive.dims(name)
             for dim, size in zip(("time", "latitude", "longitude"), (len(self), *self.grid.shape)):
                 if array.shape[dims.index(dim)] != size:
                     raise ValueError(
@@ -174,7 +189,8 @@ class Store:
                 array = array.transpose([*axes, dims.index("level")])
             else:
                 array = array.transpose(axes)[..., ts.newaxis]
-            fields.append((_as_slice(where.tolist()), array))
+            array = ts.cast(array, ts.float32)[ts.d[:].translate_to[0]]
+            fields[name] = _as_slice(where.tolist()), array
         return fields
 
     def _oriented(self, values: np.ndarray) -> np.ndarray:
@@ -185,6 +201,7 @@ class Store:
     def _check_finite(self, states: np.ndarray, start: int) -> None:
         if np.isfinite(states).all():
             return
+        self.check_unchanged()
         t, _, _, c = np.argwhere(~np.isfinite(states))[0]
         channel, time = self.channels[c], np.datetime_as_string(self.times[start + t], unit="m")
         level = "" if channel.level is None else f" at {channel.level} hPa"
@@ -226,6 +243,7 @@ class JoinedStore(Store):
                 )
         self.path = ",".join(store.path for store in stores)
         self.channels, self.grid, self.in_memory = first.channels, first.grid, first.in_memory
+        self.retries = first.retries
         self.times = np.concatenate([store.times for store in stores])
         self._stores = tuple(stores)
         self._ends = np.cumsum([len(store) for store in stores])
@@ -244,6 +262,11 @@ class JoinedStore(Store):
             start, frames = start + count, frames - count
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def check_unchanged(self) -> None:
+        """As `Store.check_unchanged`, of each archive."""
+        for store in self._stores:
+            store.check_unchanged()
+
     def has(self, name: str) -> bool:
         """Whether the first archive holds a variable of this name; static fields are taken from it."""
         return self._stores[0].has(name)
@@ -253,8 +276,14 @@ class JoinedStore(Store):
         return self._stores[0].static(name)
 
 
-def open_store(path: str | Path, channels: Iterable[Channel], *, in_memory: bool = False) -> Store:
+def open_store(
+    path: str | Path, channels: Iterable[Channel], *, in_memory: bool = False, retries: Retries = RETRIES
+) -> Store:
     """Opens an archive and checks all of it that can be checked without reading fields.
+
+    Credentials for s3:// are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, those for gs:// from
+    Google's application default. A store of its own that speaks S3 (MinIO, Ceph) is named as everywhere else, by
+    AWS_ENDPOINT_URL=http://host:9000, and its region, if it needs one, by AWS_REGION.
 
     Args:
         path: directory, or gs://, s3://, http:// or https:// URL, of a Zarr of the WeatherBench2 schema; several of
@@ -262,12 +291,13 @@ def open_store(path: str | Path, channels: Iterable[Channel], *, in_memory: bool
         channels: channels wanted, from `variables.channels`.
         in_memory: read all their states now and keep them (4 bytes a value), which makes random access to
             an archive with long chunks many times faster.
+        retries: patience with a server that fails or is slow.
 
     Raises:
-        ValueError: nothing there, a variable or level is missing (what exists is listed), dimensions, grid or
-            times are not as expected, packed integers.
+        ValueError: nothing there or no answer, a variable or level is missing (what exists is listed), dimensions, grid
+            or times are not as expected, packed integers.
     """
-    stores = [Store(part, channels, in_memory) for part in str(path).split(",")]
+    stores = [Store(part, channels, in_memory, retries) for part in str(path).split(",")]
     return stores[0] if len(stores) == 1 else JoinedStore(stores)
 
 
@@ -301,97 +331,3 @@ def _as_slice(indices: list[int]) -> slice | list[int]:
     """A contiguous list of indices as a slice, which tensorstore and numpy read faster."""
     contiguous = indices == list(range(indices[0], indices[0] + len(indices)))
     return slice(indices[0], indices[-1] + 1) if contiguous else indices
-
-
-class _Archive:
-    """Metadata of one Zarr group and its arrays by name; knows Zarr, not the atmosphere."""
-
-    def __init__(self, path: str):
-        self.path = path
-        is_url = re.match(r"\w+://", path)
-        spec = path.rstrip("/") + "/" if is_url else {"driver": "file", "path": path.rstrip("/") + "/"}
-        try:
-            self._store = ts.KvStore.open(spec, context=ts.Context(_OPENING)).result()
-            self._metadata, self._driver = self._read_metadata()
-        except ValueError as error:
-            raise ValueError(f"cannot open {path}: {error}") from error
-        if not self._metadata:
-            raise ValueError(
-                f"no Zarr archive at {path}: expected a directory or URL that holds zarr.json, .zmetadata or .zgroup"
-            )
-        # Reads use the default context: retries there are worth their time.
-        self._store = ts.KvStore.open(spec).result()
-
-    def _json(self, keys: Iterable[str]) -> dict[str, dict]:
-        """Those of the keys that exist, parsed."""
-        reads = {key: self._store.read(key) for key in keys}
-        values = {key: read.result().value for key, read in reads.items()}
-        return {key: json.loads(value) for key, value in values.items() if value}
-
-    def _read_metadata(self) -> tuple[dict[str, tuple[tuple[str, ...], dict]], str]:
-        """Dimensions and attributes of each array, and the tensorstore driver for them."""
-        roots = self._json(["zarr.json", ".zmetadata", ".zgroup"])
-        if root := roots.get("zarr.json"):
-            consolidated = (root.get("consolidated_metadata") or {}).get("metadata")
-            if not consolidated:
-                found = self._json(f"{name}/zarr.json" for name in _KNOWN)
-                consolidated = {key.removesuffix("/zarr.json"): value for key, value in found.items()}
-            return {
-                name: (tuple(array.get("dimension_names") or ()), array.get("attributes", {}))
-                for name, array in consolidated.items()
-                if array["node_type"] == "array"
-            }, "zarr3"
-        if root := roots.get(".zmetadata"):
-            attributes = root["metadata"]
-        elif ".zgroup" in roots:
-            attributes = self._json(f"{name}/.zattrs" for name in _KNOWN)
-        else:
-            return {}, ""
-        return {
-            key.removesuffix("/.zattrs"): (tuple(value["_ARRAY_DIMENSIONS"]), value)
-            for key, value in attributes.items()
-            if key.endswith("/.zattrs") and "_ARRAY_DIMENSIONS" in value
-        }, "zarr"
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(self._metadata))
-
-    def dims(self, name: str) -> tuple[str, ...]:
-        if name not in self._metadata:
-            raise ValueError(f"{self.path} has no variable {name!r}; it has {', '.join(self.names)}")
-        return self._metadata[name][0]
-
-    def open(self, name: str) -> ts.Future:
-        self.dims(name)
-        if packed := {"scale_factor", "add_offset"}.intersection(self._metadata[name][1]):
-            raise ValueError(f"{name!r} in {self.path} is packed ({', '.join(sorted(packed))}); rewrite it as float32")
-        kvstore = (self._store / f"{name}/").spec().to_json()
-        return ts.open({"driver": self._driver, "kvstore": kvstore}, open=True, read=True)
-
-    def coordinate(self, name: str) -> np.ndarray:
-        """(n,) float64 values of a coordinate."""
-        if self.dims(name) != (name,):
-            raise ValueError(
-                f"coordinate {name!r} in {self.path} has dimensions {self.dims(name)}, expected ({name!r},)"
-            )
-        values = self.open(name).result().read().result().astype(np.float64)
-        if not np.isfinite(values).all() or np.unique(values).size < values.size:
-            raise ValueError(f"coordinate {name!r} in {self.path} must be finite and distinct, got {values}")
-        return values
-
-    def times(self) -> np.ndarray:
-        """(n,) datetime64[ns], checked to ascend strictly."""
-        raw = self.open("time").result().read().result()
-        decoded = xarray.decode_cf(xarray.Dataset({"time": ("time", raw, self._metadata["time"][1])}))["time"]
-        if not np.issubdtype(decoded.dtype, np.datetime64):
-            raise ValueError(
-                f"times of {self.path} must be of the standard calendar with CF units such as "
-                f"'hours since 1959-01-01', got attributes {self._metadata['time'][1]}"
-            )
-        times = decoded.values.astype("datetime64[ns]")
-        wrong = np.flatnonzero(~(np.diff(times) > np.timedelta64(0)))
-        if times.size == 0 or wrong.size:
-            at = f"; {times[wrong[0]]} is followed by {times[wrong[0] + 1]}" if wrong.size else ", got none"
-            raise ValueError(f"times of {self.path} must ascend strictly{at}")
-        return times

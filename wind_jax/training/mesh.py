@@ -1,7 +1,7 @@
 """The device mesh and the rule that shards parameters over it. The model knows none of this.
 
 Axes: `data` splits the batch; `fsdp` splits the batch too, and every large parameter with its optimizer moments and its
-average; `space` splits latitude bands (the compiler exchanges the halos).
+average; `space` splits longitude (its size divides well, 721 rows do not; the compiler exchanges the halos).
 """
 
 import math
@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "space")
 SMALLEST_SHARDED = 2**14  # elements; below it a copy on every device is cheaper than gathering
+SHORTEST_SPLIT = 64  # elements of an axis; never so few as to be that of stacked blocks
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, space: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
@@ -34,8 +36,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, space: int = 1, devices: list[jax.D
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays (b, t, h, ...): batch over `data` and `fsdp`, latitude over `space`."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, "space"))
+    """Sharding of arrays (b, t, h, w, ...): batch over `data` and `fsdp`, longitude over `space`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None, "space"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -52,32 +54,60 @@ def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
     size = mesh.shape["fsdp"]
 
     def rule(leaf) -> NamedSharding:
-        spec: list[str | None] = [None] * len(leaf.shape)
-        candidates = [a for a in range(max(len(leaf.shape) - 2, 0), len(leaf.shape)) if leaf.shape[a] % size == 0]
-        if size > 1 and len(leaf.shape) > 1 and candidates and math.prod(leaf.shape) >= SMALLEST_SHARDED:
-            spec[max(candidates, key=lambda a: leaf.shape[a])] = "fsdp"
+        shape = leaf.shape
+        last_two = range(max(len(shape) - 2, 0), len(shape))
+        candidates = [a for a in last_two if shape[a] % size == 0 and shape[a] >= SHORTEST_SPLIT]
+        spec: list[str | None] = [None] * len(shape)
+        if size > 1 and candidates and math.prod(shape) >= SMALLEST_SHARDED:
+            spec[max(candidates, key=lambda a: shape[a])] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     return jax.tree.map(rule, tree)
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's part of the global batch -> global arrays on the mesh.
+def device_bytes(shardings: Any, abstract: Any) -> int:
+    """Bytes of a tree of arrays on one device."""
+    size = lambda sharding, leaf: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sum(jax.tree.leaves(jax.tree.map(size, shardings, abstract)))
+
+
+def check_batch(mesh: Mesh, batch: int, longitudes: int) -> None:
+    """Check that a global batch divides over the mesh.
 
     Raises:
-        ValueError: batch or latitude do not divide by the mesh.
+        ValueError: batch or longitude do not divide by the mesh, or the mesh not by the processes.
     """
-    sharding = batch_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts, space = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["space"]
+    if batch % parts:
+        raise ValueError(f"batch_size {batch} does not divide over data x fsdp = {parts} of mesh {dict(mesh.shape)}.")
+    if longitudes % space:
+        raise ValueError(f"{longitudes} longitudes do not divide over space = {space} of mesh {dict(mesh.shape)}.")
+    if parts % jax.process_count():
+        raise ValueError(
+            f"data x fsdp = {parts} of mesh {dict(mesh.shape)} does not divide over {jax.process_count()} processes: "
+            "each reads whole samples, so space must fit the devices of one process."
+        )
 
-    def put(name: str, array: np.ndarray) -> jax.Array:
-        count = array.shape[0] * jax.process_count()
-        if count % parts:
-            raise ValueError(f"a global batch of {count} does not divide over data x fsdp = {parts} devices.")
-        if array.shape[2] % mesh.shape["space"]:
-            raise ValueError(
-                f"{array.shape[2]} latitudes of {name!r} do not divide over space = {mesh.shape['space']}."
-            )
-        return jax.make_array_from_process_local_data(sharding, array)
 
-    return {name: put(name, array) for name, array in batch.items()}
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of the global batch, of a size that `check_batch` passed -> global arrays on the mesh."""
+    sharding, processes = batch_sharding(mesh), jax.process_count()
+
+    def put(array: np.ndarray) -> jax.Array:
+        shape = (array.shape[0] * processes, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def host_copy(tree: Any) -> Any:
+    """The arrays of `tree` whole, on the host of process 0; None on other processes. All must call it.
+
+    One array at a time, so that no device holds a copy of all.
+    """
+
+    def copy(leaf: jax.Array) -> np.ndarray | None:
+        whole = np.asarray(leaf) if leaf.is_fully_addressable else multihost_utils.process_allgather(leaf, tiled=True)
+        return whole if jax.process_index() == 0 else None
+
+    return jax.tree.map(copy, tree)

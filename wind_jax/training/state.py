@@ -73,6 +73,9 @@ def make_train_step(
 ) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled update (state, batch) -> (state, metrics); the old state's memory is reused.
 
+    Where the loss or the gradient is not finite nothing but `step` changes, and `skipped` among the metrics is 1: the
+    host need not look at every step, and what it then finds has spoilt nothing.
+
     Args:
         loss: (params, batch, key) -> scalar.
         optimizer: an optax transformation.
@@ -90,7 +93,11 @@ def make_train_step(
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(jnp.float32(ema_decay), (1.0 + step) / (10.0 + step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(state.step + 1, params, ema, opt_state), metrics
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        metrics = {"loss": value, "gradient_norm": norm, "skipped": (~finite).astype(jnp.int32)}
+        return TrainState(state.step + 1, *kept), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))

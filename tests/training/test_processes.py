@@ -1,0 +1,194 @@
+"""Whole jobs of several processes, as launch/local.sh starts them: they train as one, end as one, and can go on.
+
+Each process has one CPU device; collectives go through gloo.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+from wind_jax.training.processes import agree, exchange, on_first
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_process_agrees_with_itself():
+    assert exchange("wind ↗") == ["wind ↗"]
+    agree({"seed": 1})
+    done = []
+    on_first(lambda: done.append(1))
+    assert done == [1]
+
+
+def test_what_process_0_finds_wrong_is_raised():
+    def fail():
+        raise ValueError("no such archive")
+
+    with pytest.raises(ValueError, match="no such archive"):
+        on_first(fail)
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    return tiny.write_archive(tmp_path_factory.mktemp("data") / "archive.zarr")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One compilation for all jobs; one device a process."""
+    return os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
+@contextlib.contextmanager
+def job(processes, config, environment, *arguments):
+    """launch/local.sh, running; its output goes to files beside the config."""
+    with open(f"{config}.out", "w") as out, open(f"{config}.err", "w") as err:
+        command = ["bash", ROOT / "launch" / "local.sh", str(processes), "--config", config, *arguments]
+        running = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        try:
+            yield running
+        finally:
+            for _ in range(2):  # the second ends it at once
+                running.terminate()
+                time.sleep(0.1)
+            running.wait(60)
+
+
+def output(config):
+    return Path(f"{config}.out").read_text()
+
+
+def run(processes, config, environment, *arguments, status=0):
+    with job(processes, config, environment, *arguments) as running:
+        assert running.wait(400) == status, output(config) + Path(f"{config}.err").read_text()
+    return output(config)
+
+
+def losses(workdir):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+def wait_for(condition, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def trainings(parent):
+    """Process ids of a job's trainings, by WIND_PROCESS_ID."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    found = {}
+    for pid in children:
+        settings = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        if b"wind_jax.train" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found |= {int(s.split(b"=")[1]): int(pid) for s in settings if s.startswith(b"WIND_PROCESS_ID=")}
+    return found
+
+
+def checkpoints(workdir):
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_as_one(archive, environment, tmp_path, processes):
+    """The losses of one process with as many devices; SIGTERM to one process ends all in order, and they go on."""
+    settings = {"batch_size": processes, "optimizer.steps": 12, "log_every": 2, "validation.windows": processes}
+    one = tiny.write_config(tmp_path / "one.py", archive, tmp_path / "one", **settings)
+    devices = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={processes}"
+    run(1, one, environment | {"XLA_FLAGS": devices})
+    several = tiny.write_config(tmp_path / "several.py", archive, tmp_path / "several", **settings)
+    run(processes, several, environment)
+    expected, found = losses(tmp_path / "one"), losses(tmp_path / "several")
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_killing_one_process_ends_the_job_and_the_next_resumes(archive, environment, tmp_path):
+    workdir = tmp_path / "run"
+    settings = {"batch_size": 2, "checkpoint_every": 2, "optimizer.steps": 10**6, "validation.windows": 2}
+    config = tiny.write_config(tmp_path / "config.py", archive, workdir, **settings)
+    with job(2, config, environment) as running:
+        wait_for(lambda: checkpoints(workdir))
+        began = time.monotonic()
+        os.kill(trainings(running.pid)[1], signal.SIGKILL)
+        assert running.wait(60) == 137
+        assert time.monotonic() - began < 60
+    assert "process 1 was killed by SIGKILL; the others are stopped" in Path(f"{config}.err").read_text()
+    with job(2, config, environment) as running:  # and now in order: SIGTERM to one of them
+        wait_for(lambda: "training from step" in output(config))
+        os.kill(trainings(running.pid)[1], signal.SIGTERM)
+        assert running.wait(100) == 0
+    assert "resumed from step" in output(config)
+    assert f"SIGTERM: saved step {checkpoints(workdir)[-1]}" in output(config)
+    # One process goes on where two were, and keeps to the config of the checkpoint.
+    steps = checkpoints(workdir)[-1] + 2
+    assert f"finished {steps} steps" in run(1, config, environment, f"--config.optimizer.steps={steps}")
+
+
+@pytest.mark.slow
+def test_processes_that_disagree_are_told_so_by_each(archive, environment, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@" ${{WIND_PROCESS_ID:+--config.seed=$WIND_PROCESS_ID}}\n')
+    python.chmod(0o755)
+    config = tiny.write_config(tmp_path / "config.py", archive, tmp_path / "run", batch_size=2)
+    told = run(2, config, environment | {"PYTHON": str(python)}, status=2)
+    for index in range(2):
+        assert f"[{index}] error: Process 1 of 2 has another config than process 0: seed is 1, there it is 0" in told
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_kills_change_nothing(archive, environment, tmp_path):
+    """SIGKILL at random moments, every other time during a save; the losses are those of an uninterrupted run."""
+    settings = {"log_every": 2, "checkpoint_every": 2, "optimizer.steps": 2000, "validation.windows": 8}
+    settings |= {"optimizer.final_learning_rate": 1e-2, "validate_every": 10**6}  # constant: steps may be changed
+    workdir = tmp_path / "killed"
+    config = tiny.write_config(tmp_path / "killed.py", archive, workdir, **settings)
+    rng, during_a_save, reached = random.Random(0), 0, []
+    for i in range(20):
+        with job(1, config, environment) as running:
+            wait_for(lambda: "training from step" in output(config))
+            if i % 2:
+                wait_for(lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")))
+                time.sleep(rng.uniform(0, 0.1))
+            else:
+                time.sleep(rng.uniform(0, 2.0))
+            os.kill(trainings(running.pid)[0], signal.SIGKILL)
+            assert running.wait(60) == 137
+        during_a_save += bool(list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")))
+        reached.append((checkpoints(workdir) or [0])[-1])
+        assert "is not good" not in output(config)  # what looks like a checkpoint is one
+    assert reached == sorted(reached)
+    assert during_a_save >= 5
+    steps = reached[-1] + 10
+    last = [f"--config.optimizer.steps={steps}", "--config.checkpoint_every=1000"]
+    assert f"resumed from step {reached[-1]}" in run(1, config, environment, *last)
+
+    whole = tiny.write_config(tmp_path / "whole.py", archive, tmp_path / "whole", **settings)
+    run(1, whole, environment, *last)
+    expected, found = losses(tmp_path / "whole"), losses(workdir)
+    assert list(found) == list(expected) == list(range(2, steps + 1, 2))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)

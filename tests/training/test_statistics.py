@@ -1,0 +1,58 @@
+"""Statistics of a run: made once, and never taken for those of other data."""
+
+import json
+
+import numpy as np
+import pytest
+import synthetic
+
+from wind_jax.data.normalize import compute_statistics
+from wind_jax.data.store import open_store
+from wind_jax.data.variables import channels
+from wind_jax.training.statistics import run_statistics
+
+CHANNELS = channels(("temperature", "2m_temperature"), (500,))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    path = tmp_path_factory.mktemp("archive") / "a.zarr"
+    synthetic.write_archive(path, synthetic.times(1480), levels=(500, 850), time_chunk=370)
+    path.with_name("other.zarr").symlink_to(path)
+    return open_store(path, CHANNELS)
+
+
+def test_read_back_without_another_pass(archive, tmp_path, monkeypatch):
+    statistics, climatology = run_statistics(str(tmp_path), archive, None, True)
+    np.testing.assert_allclose(statistics.std, compute_statistics(archive, None, climatology.at).std, rtol=1e-6)
+    monkeypatch.setattr("wind_jax.training.statistics.compute_statistics", None)
+    again, fitted = run_statistics(str(tmp_path), archive, None, True)
+    np.testing.assert_array_equal(again.std, statistics.std)
+    np.testing.assert_array_equal(fitted.coefficients, climatology.coefficients)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["climatology.npz", "statistics.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: (open_store(path, CHANNELS), ("2000-01-01", "2000-06-30"), False), "period None, this run has"),
+        (lambda path: (open_store(path, CHANNELS), None, True), "climatology False, this run has True"),
+        (lambda path: (open_store(path, CHANNELS[:1]), None, False), "channels .*2m_temperature"),
+        (lambda path: (open_store(path.replace("a.zarr", "other.zarr"), CHANNELS), None, False), "archive "),
+    ],
+)
+def test_those_of_other_settings_are_refused(archive, tmp_path, change, message):
+    run_statistics(str(tmp_path), archive, None, False)
+    with pytest.raises(ValueError, match=message):
+        run_statistics(str(tmp_path), *change(archive.path))
+
+
+def test_a_file_that_says_nothing_of_its_settings_is_made_anew(archive, tmp_path):
+    path = tmp_path / "statistics.json"
+    statistics, _ = run_statistics(str(tmp_path), archive, None, False)
+    path.write_text(json.dumps(statistics.to_dict() | {"mean": [0.0, 0.0]}))
+    again, _ = run_statistics(str(tmp_path), archive, None, False)
+    np.testing.assert_array_equal(again.mean, statistics.mean)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        run_statistics(str(tmp_path), archive, None, False)

@@ -1,0 +1,48 @@
+"""Whole files, on disk or in an object store, by one name: a path, gs://, s3:// or http(s)://."""
+
+import os
+
+import tensorstore as ts
+
+# An unreachable host should fail in seconds.
+_CONTEXT = {f"{driver}_request_retries": {"max_retries": 5, "max_delay": "2s"} for driver in ("http", "gcs", "s3")}
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether `path` names an object of a store rather than a file."""
+    return "://" in str(path)
+
+
+def join(folder: str | os.PathLike, name: str) -> str:
+    """The path of a file in a folder, which may be a URL."""
+    return f"{str(folder).rstrip('/')}/{name}" if is_url(folder) else os.path.join(os.path.abspath(folder), name)
+
+
+def read_bytes(path: str | os.PathLike) -> bytes | None:
+    """Contents of a file; None where there is no such file.
+
+    Raises:
+        ValueError: it cannot be read, or the store does not answer.
+    """
+    try:
+        result = _open(path).read("").result()
+    except Exception as error:
+        raise ValueError(f"Cannot read {str(path)!r}: {error}") from error
+    return result.value if result.state == "value" else None
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made. It is on the disk when this returns.
+
+    Raises:
+        OSError: it could not be written: a full disk, no permission, no answer.
+    """
+    try:
+        _open(path).write("", data).result()
+    except Exception as error:
+        raise OSError(f"Cannot write {str(path)!r}: {error}") from error
+
+
+def _open(path: str | os.PathLike) -> ts.KvStore:
+    spec = str(path) if is_url(path) else {"driver": "file", "path": os.path.abspath(path)}
+    return ts.KvStore.open(spec, context=ts.Context(_CONTEXT)).result()

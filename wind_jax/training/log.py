@@ -1,0 +1,52 @@
+"""What a run tells about itself while it trains: metrics as JSON lines and TensorBoard events."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from wind_jax.files import is_url, join, read_bytes, write_bytes
+
+
+class RunLog:
+    """Metrics of a run, `metrics.jsonl` in its workdir; on resuming, lines after the checkpoint are dropped.
+
+    The file is replaced at each write, which an object store needs, and so never ends in half a line. Events for
+    TensorBoard are written where the workdir is a directory.
+
+    Args:
+        workdir: path or URL.
+        start: step of the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, workdir: str, start: int):
+        self._path = join(workdir, "metrics.jsonl")
+        before = (read_bytes(self._path) or b"").decode().splitlines()
+        self._lines = [line for line in before if json.loads(line)["step"] <= start]
+        self._board = None if is_url(workdir) else SummaryWriter(workdir, purge_step=start + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Add a line; where the disk is full, with a warning, and it is written with the next."""
+        self._lines.append(json.dumps({"step": step, **values}))
+        try:
+            write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()
+        except OSError as error:
+            warnings.warn(f"Step {step}: {error}. Training goes on.", RuntimeWarning, stacklevel=2)
+
+
+def average(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Mean of metrics of the same names, as of several batches."""
+    return {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+
+
+def summary(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Of several training steps: the `average` of those made, and the number of those `skipped`."""
+    made = [m for m in metrics if not m["skipped"]]
+    return average(made or metrics) | {"skipped": len(metrics) - len(made)}
