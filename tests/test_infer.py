@@ -179,7 +179,8 @@ def test_sparse_obs_scores_unobserved_cells(runs):
 def test_forecast_writes_what_it_promises(runs, inputs):
     workdir = runs["forecast"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "config.json", "figures", "posterior.zarr", "report.html", "scores.json", "static.zarr", "truth.zarr"]  # fmt: skip
+        "config.json", "figures", "posterior.zarr", "report.html", "scores.json", "static.zarr",
+        "truth.zarr"]  # fmt: skip
     assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
         "errors.png", "forecast.png", "point.png", "ranks.png", "spectra.png"]  # fmt: skip
     data = posterior(workdir)
