@@ -16,6 +16,8 @@ CONFINED = {
     "matplotlib": ENTRY_POINTS | {f"evaluation/{name}.py" for name in ("plots", "animation", "viewer")},
     "orbax": {"training/checkpoint.py"},
     "jcm": {"data/speedy.py", "data/speedy_warming.py"},
+    "apache_beam": {"data/pipeline.py"},
+    "xarray_beam": {"data/pipeline.py"},
     "torch": {"model/convert.py"},
 }
 TEXT = {".py", ".md", ".sh", ".toml", ".yaml", ".yml", ""}
