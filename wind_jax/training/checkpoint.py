@@ -61,6 +61,7 @@ class Checkpointer:
             state: on any mesh.
             data: JSON-able; the same on all processes.
         """
+        jax.block_until_ready(state)  # on CPU, collectives of a step and of `settle` may wait for each other for ever
         self.settle()
         if step == self.latest:
             return
