@@ -93,11 +93,11 @@ class Solver:
         interpolation = self.problem.baseline(case, slice(0, prior.frames))["interpolation"]
         guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
         own_inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
-        special = self.specialist.statistics.denormalize(
+        special = self.specialist.statistics.physical(
             np.asarray(self.refine(self.specialist.params, guess, own_inputs))
         )
         return self.problem.states(case, 0, prior.frames), {
-            "posterior": statistics.denormalize(np.asarray(x)),
+            "posterior": statistics.physical(np.asarray(x)),
             "specialist": special,
             "interpolation": interpolation[None],
             "climatology": np.asarray(prior.climatology.at(times))[None],

@@ -35,8 +35,9 @@ from wind_jax.data.variables import channels
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import plots
 from wind_jax.evaluation.counterfactual import BANDS, Pair, Record, Storm, box, compare, strongest_storms, summary
-from wind_jax.infer import member_batches, members_at_once, physical
+from wind_jax.infer import member_batches, members_at_once
 from wind_jax.prior import Prior, load_prior
+from wind_jax.problems.storylines import ARMS, PAIRS
 from wind_jax.progress import Progress
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import coarsening
@@ -45,9 +46,6 @@ from wind_jax.tasks.forecast import window_count
 from wind_jax.tasks.warming import large_scale_observation, shift
 
 TRUTHS = {"SPEEDY": False, "SPEEDY, soil too": True}  # whether the soil is warmer as well
-ENSEMBLES = {"control": (False, False), "anchored": (False, True), "free": (True, False), "storyline": (True, True)}
-"""Whether an ensemble of the prior is warmer, and whether it is guided."""
-PAIRS = {"free": ("free", "control"), "storyline": ("storyline", "anchored")}
 STYLES = {  # Okabe and Ito: safe for the colour-blind
     "SPEEDY": ("#000000", "-", "SPEEDY, warmer sea"),
     "SPEEDY, soil too": ("#000000", ":", "SPEEDY, warmer sea and soil"),
@@ -170,13 +168,13 @@ class Storylines:
                 told=told if guided else None,
             )
             for frames in drawn:
-                yield physical(self.statistics, np.asarray(frames))
+                yield self.statistics.physical(np.asarray(frames))
 
     def ensemble(self, storm: Storm, number: int, name: str, path: Path, bar: Progress) -> np.ndarray:
         """(m, leads, h, w, c), drawn once and read from `path` ever after."""
         if not path.exists():
             drawn = []
-            for frames in self.draw(storm, number, *ENSEMBLES[name]):
+            for frames in self.draw(storm, number, *ARMS[name]):
                 if not np.isfinite(frames).all():
                     raise ValueError(f"The ensemble {name} of storm {number} diverged: raise config.sampler.steps.")
                 drawn.append(frames)
@@ -355,18 +353,18 @@ def main(argv: list[str]) -> None:
     # ------------------------------------------------------------------------------------------ members and comparison
     columns = Columns(prior.statistics.channels, prior.grid, storylines.ground)
     cases = []
-    steps = len(storms) * len(ENSEMBLES) * storylines.windows * len(storylines.batches)
+    steps = len(storms) * len(ARMS) * storylines.windows * len(storylines.batches)
     with Progress("members", steps, unit="window", log_every=60.0) as bar:
         for i, storm in enumerate(storms):
             path = lambda name, start=storm.start: folder / "members" / f"{start:06d}_{name}.npz"
-            members = {name: storylines.ensemble(storm, i, name, path(name), bar) for name in ENSEMBLES}
+            members = {name: storylines.ensemble(storm, i, name, path(name), bar) for name in ARMS}
             event = store.read(storm.start, leads)
             warm = storylines.event(storm, True)[c.task.context :][:leads]
             truths = {
                 arm: Pair(open_store(paths[arm, storm], columns.channels).read(0, leads)[None], event[None])
                 for arm in TRUTHS
             }
-            arms = truths | {arm: Pair(*(members[name] for name in pair)) for arm, pair in PAIRS.items()}
+            arms = truths | {arm: Pair(members[arm], members[base]) for arm, base in PAIRS.items()}
             cases.append(compare(arms, warm - event, columns, kelvin, box(storm, prior.grid)))
             partial = {"storms": [storm._asdict() for storm in storms[: i + 1]], "numbers": summary(cases)}
             (folder / "results.json").write_text(json.dumps(partial, indent=1) + "\n")

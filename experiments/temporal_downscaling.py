@@ -20,4 +20,6 @@ def get_config() -> ConfigDict:
     c.task.mean_over = 5  # frames in one mean
     c.task.error = 0.02  # standard deviation of the means' error, as a fraction of the channel's
     c.task.variables = ()  # given ones, empty: all
+
+    c.guidance.mmps.iterations = 4  # sums of rain, which are nonlinear in the prior's units, need more than means
     return c

@@ -3,9 +3,10 @@
     python -m wind_jax.infer --config experiments/warming.py
     python -m wind_jax.infer --config experiments/warming.py --config.task.kelvin=4.0
 
-Specific humidity follows Clausius-Clapeyron. Along `time` of the files every event has three arms, named by the
-coordinate `arm`: control, free, storyline. `report.json` and the figure say how much of the imposed signal is kept at
-each lead.
+Specific humidity follows Clausius-Clapeyron, and geopotential the temperature under it. Along `time` of the files every
+event has four arms, named by the coordinate `arm`: control, anchored (the event, guided), free, storyline (warmer,
+guided). `report.json` and the figure say how much of the imposed signal is kept at each lead, of the free run against
+the control, of the storyline against the anchored run. Why all four variables are told: docs/warming.md.
 
 Chains start at 0.98 as those of forecasts do, and not at the 0.9 of experiments without known frames: the free and the
 guided run then differ in their guidance alone.
@@ -30,7 +31,7 @@ def get_config() -> ConfigDict:
     c.task.kelvin = 2.0
     c.task.factor = 4  # the large scale: means over 4 x 4 cells
     c.task.error = 0.1  # of these means, as a share of each channel's standard deviation
-    c.task.variables = ("temperature", "specific_humidity")
+    c.task.variables = ("temperature", "specific_humidity", "geopotential", "2m_temperature")
     c.task.latitude = (-90.0, 90.0)  # the box in which it is warmer
     c.task.longitude = (0.0, 360.0)
 

@@ -34,7 +34,7 @@ def draw(setting, problem, guide, chain=CHAIN):
     known = prior.statistics.normalize(problem.states(0, 0, problem.context)) if problem.context else None
     told = [problem.told(0, 0)] if guide else None
     x = next(rollout(prior, known, inputs, 2, jax.random.key(1), chain, problem.overlap, guide, told))
-    return prior.statistics.denormalize(np.asarray(x))
+    return prior.statistics.physical(np.asarray(x))
 
 
 def test_sizes():

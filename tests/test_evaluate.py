@@ -157,6 +157,22 @@ def values(found):
     return {key: record["value"] for key, record in found.items()}
 
 
+def test_brier_score_equals_brute_force(paths):
+    """(p - o)^2 - p (1 - p) / (M - 1), by cell and case, of two thresholds and of the variable that has them alone."""
+    found = score(paths, "--regions", "global", "--metrics", "rmse", "--exceed", "geopotential=49,50.25")
+    lead, (area, m) = LEADS[1], (np.diff(np.sin(EDGES))[:, None], FORECAST.sizes["number"])
+    for level in LEVELS:
+        x = FORECAST["geopotential"].sel(prediction_timedelta=lead, level=level)
+        x, y = x.transpose("time", "number", ...).values, TRUTH["geopotential"].sel(time=STARTS + lead, level=level)
+        for threshold in (49.0, 50.25):
+            p, o = (x > threshold).mean(1), y.values > threshold
+            cell = (p - o) ** 2 - p * (1 - p) / (m - 1)
+            record = found["global", "geopotential", level, 12, f"brier_above_{threshold:g}"]
+            assert record["value"] == pytest.approx((cell * area).sum() / area.sum() / 12 / 3, abs=1e-6)
+            assert record["unit"] == "1"
+    assert not [key for key in found if key[1] == "2m_temperature" and "brier" in key[4]]
+
+
 def test_streamed_equals_whole(paths, monkeypatch):
     sizes = []
     read = evaluate.Fields.read
@@ -366,6 +382,8 @@ def test_files_that_differ_are_named(paths, tmp_path, case):
         (["--regions", "box=1:x:3:4"], "No region 'box=1:x:3:4'"),
         (["--regions", "box=50:40:0:90"], "'box', 50:40:0:90, is no box"),
         (["--regions", "box=1:2:3:4"], "'box', 1:2:3:4, holds no cell centre of the grid of 9 x 12"),
+        (["--exceed", "2m_temperature"], "--exceed '2m_temperature'; expected variable=threshold"),
+        (["--exceed", "rain=1"], "--exceed 'rain=1' is of none of the scored variables, 2m_temperature"),
         (["--period", "2010", "2011"], "none of the archive's times"),
         (["--regions", "europe", "--metrics", "spectral_divergence"], "undefined in europe: spectra are of whole"),
     ],

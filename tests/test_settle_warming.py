@@ -64,7 +64,7 @@ def found(arguments) -> list[Record]:
         settle_warming.main(arguments)
         folder = settle_warming.Path(arguments[0].partition("=")[2])
         drawn = {path: path.stat().st_mtime_ns for path in (folder / "members").iterdir()}
-        assert len(drawn) == 2 * len(settle_warming.ENSEMBLES)
+        assert len(drawn) == 2 * len(settle_warming.ARMS)
         first = (folder / "results.json").read_text()
         settle_warming.main(arguments)  # goes on: nothing is drawn again
         assert {path: path.stat().st_mtime_ns for path in (folder / "members").iterdir()} == drawn

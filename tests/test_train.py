@@ -141,7 +141,7 @@ def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_bat
 
     c = config(archive, tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
-    before_batch(step17=terminate)
+    before_batch(step14=terminate)  # the next batch tells the devices, and they tell every process at step 16
     train(c)
     assert "SIGTERM: saved step 16" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is handler

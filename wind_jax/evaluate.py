@@ -9,7 +9,8 @@ or an archive by valid `time`. A climatology, for the anomaly correlation, is on
 WeatherBench2 has them, or an .npz of `wind_jax.data.climatology`. All may lie on disk or behind a URL.
 
 Scores are averages over the area of a region, then over starts; roots and ratios are taken last. The CRPS is the fair
-one, and spread/skill has the factor (M + 1) / M of Fortin et al. (2014): 1 is reliable for any number M of members.
+one, as is the Brier score, and spread/skill has the factor (M + 1) / M of Fortin et al. (2014): 1 is reliable for any
+number M of members.
 A cell without a value on one side does not count; `missing` is the share of these, `cases` the number of starts.
 """
 
@@ -56,6 +57,7 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
     predicted, observed = locate(forecast, starts, leads, forecast), locate(truth, starts, leads, forecast)
     normal = options.climatology and open_climatology(options.climatology, forecast, chosen, starts, leads)
     members, wanted = forecast.members or 1, choose_metrics(forecast, options.metrics, bool(normal))
+    exceedances = parse_exceedances(options.exceed, chosen)
     boxes = parse_regions(options.regions)
     weights = scores.region_weights(forecast.grid, boxes)
 
@@ -66,6 +68,7 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
     with Progress("scoring", len(starts) * sum(map(len, blocks.values())), unit="block") as bar:
         for variable, levels in chosen.items():
             channels = [Channel(variable, level, forecast.units(variable)) for level in levels]
+            asked = (*wanted, *exceedances.get(variable, ()))
             cases = []
             for case, start in enumerate(starts):
                 parts = []
@@ -73,7 +76,7 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
                     x = forecast.read(variable, levels, predicted(case, block))
                     y = truth.read(variable, levels, observed(case, block))[0]
                     reference = normal(variable, start + leads[block]) if normal else None
-                    parts.append(moments(x, y, reference, weights, wanted, forecast.grid))
+                    parts.append(moments(x, y, reference, weights, asked, forecast.grid))
                     bar.update()
                 cases.append({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
             gone = np.min([case["missing"] for case in cases], axis=(0, 1, 2)) > 1 - 1e-6
@@ -82,7 +85,7 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
             for i, region in enumerate(boxes):
                 here = [{name: value[i] for name, value in case.items()} for case in cases]
                 method = Path(options.forecast).stem
-                found += scores.records(method, here, channels, members, hours, region, wanted)
+                found += scores.records(method, here, channels, members, hours, region, asked)
     if not found:
         raise ValueError(
             f"{', '.join(wanted)} are undefined in {', '.join(boxes)}: spectra are of whole latitude circles."
@@ -159,6 +162,22 @@ def parse_regions(texts: Sequence[str]) -> dict[str, scores.Box]:
     return boxes
 
 
+def parse_exceedances(texts: Sequence[str], chosen: Chosen) -> dict[str, list[str]]:
+    """Names of the Brier scores of each variable, from `variable=threshold,threshold`."""
+    found = {}
+    for text in texts:
+        name, _, values = text.partition("=")
+        try:
+            found[name] = [scores.exceedance(float(value)) for value in values.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"--exceed {text!r}; expected variable=threshold, or variable=threshold,threshold."
+            ) from None
+        if name not in chosen:
+            raise ValueError(f"--exceed {text!r} is of none of the scored variables, {', '.join(chosen)}.")
+    return found
+
+
 # -------------------------------------------------------------------------------------------------------------- results
 def write(folder: Path, found: list[scores.Record]) -> None:
     """scores.csv, scores.json and scores.nc: one row, one object, one cell of an array for each score."""
@@ -216,6 +235,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="of the starts; both dates included whole")
     metrics = (*scores.DETERMINISTIC, *scores.ENSEMBLE)
     parser.add_argument("--metrics", nargs="+", choices=metrics, help="all that can be if left out")
+    parser.add_argument(
+        "--exceed",
+        nargs="+",
+        default=[],
+        metavar="VARIABLE=THRESHOLD",
+        help="also the Brier score of exceeding it, in the file's unit: total_precipitation_6hr=0.001,0.01",
+    )
     return parser.parse_args(argv)
 
 

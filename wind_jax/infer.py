@@ -33,9 +33,7 @@ from rich.console import Console
 from wind_jax import config as configuration
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
-from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, open_store
-from wind_jax.data.variables import NON_NEGATIVE
 from wind_jax.diffusion.posterior import check_noise, check_selection
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
@@ -157,7 +155,7 @@ def infer(c: ConfigDict) -> None:
                             kept = None if position.fresh else folder
                             raise ValueError(diverged(case, window, steered, observation, start, kept))
                         members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
-                        fields = physical(statistics, x[: members.stop - members.start, : lead.stop - lead.start])
+                        fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
                         posterior.write(case, lead, fields, members=members)
                         known = last_frames(known, x, problem.overlap)
                         position.mark(case, batch.start, window + 1, known)
@@ -214,14 +212,6 @@ def new_leads(problem: Problem, frames: int, window: int) -> slice:
     first = window * new + (problem.overlap if window and not problem.context else 0)
     size = new if window or problem.context else frames
     return slice(first, min(first + size, len(problem.leads)))
-
-
-def physical(statistics: Statistics, x: np.ndarray) -> np.ndarray:
-    """Members in physical units, without the negative rain and humidity of a prior that knows no such bound."""
-    fields = statistics.denormalize(x)
-    bounded = [i for i, channel in enumerate(statistics.channels) if channel.name in NON_NEGATIVE]
-    fields[..., bounded] = np.maximum(fields[..., bounded], 0.0)
-    return fields
 
 
 def last_frames(known: np.ndarray | None, drawn: np.ndarray, overlap: int) -> np.ndarray:

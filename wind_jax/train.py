@@ -21,6 +21,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -170,7 +171,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
     batches = iter(dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers))
-    put = lambda batch: put_batch(mesh, {name: batch[name] for name in ("x", "inputs")})
+    put = lambda batch, **more: put_batch(mesh, {"x": batch["x"], "inputs": batch["inputs"], **more})
     validation_batches = [
         put(batch)
         for batch in itertools.islice(
@@ -227,29 +228,30 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     logged = time.monotonic()
     recent: list[dict[str, jax.Array]] = []
     shown: dict[str, float] = {}
-    step, ending, profiled = start, False, [start + n for n in PROFILED if c.profile]
+    step, ending, asked, profiled = start, False, False, [start + n for n in PROFILED if c.profile]
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
         termination = stack.enter_context(processes.Termination())
         bar = Progress("training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None)
         stack.enter_context(bar).update(start)
-        ahead = put(next(batches))
+        fetch = lambda: put(batch := next(batches), asked=np.full(len(batch["x"]), termination.asked))
+        ahead = fetch()
         while step < c.optimizer.steps and not ending:
             step += 1
             if step in profiled[:1]:
                 jax.profiler.start_trace(join(c.workdir, "profile"))
             state, metrics = train_step(state, ahead)
+            asked_before, asked = asked, metrics.pop("asked")
+            recent.append(metrics)
             position = batches.get_state()
             if step < c.optimizer.steps:
-                ahead = put(next(batches))  # while the step runs
-            recent.append(metrics)
-            # Two steps under way keep the device busy; more would only fill its memory with batches.
-            jax.block_until_ready(recent[-2:-1])
+                ahead = fetch()  # while the step runs
+            # Waits for the step before: two under way keep the device busy, more would fill its memory with batches.
+            ending = bool(asked_before)
             if step in profiled[1:]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
             bar.update(**shown)
-            ending = termination.asked(step)
             last = ending or step == c.optimizer.steps
 
             if step % c.log_every == 0 or last:

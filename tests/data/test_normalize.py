@@ -108,6 +108,19 @@ def test_negative_precipitation_counts_as_none_and_gradients_are_finite():
     assert np.isfinite(jax.grad(lambda x: STATISTICS.normalize(x).sum())(jnp.asarray(x))).all()
 
 
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_what_operators_see_and_files_hold_is_never_negative(xp):
+    """Rain below 0 counts as 0; its derivative is that of the rain itself, and other channels are as they are."""
+    z = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32) * 3 - 1
+    expected = STATISTICS.denormalize(z)
+    assert (expected[:, 4] < 0).any()
+    expected[:, 4] = np.maximum(expected[:, 4], 0)
+    np.testing.assert_allclose(STATISTICS.physical(xp.asarray(z)), expected, rtol=1e-6)
+    derivative = lambda to_units: jax.grad(lambda z: (to_units(z) * np.arange(5.0, dtype=np.float32)[None]).sum())
+    of = [derivative(f)(jnp.asarray(z)) for f in (STATISTICS.physical, STATISTICS.denormalize)]
+    np.testing.assert_array_equal(*of)
+
+
 def test_files(tmp_path):
     STATISTICS.save(tmp_path / "s.json")
     for copy in (

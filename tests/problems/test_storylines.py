@@ -21,21 +21,22 @@ def problem(setting):
     return make_problem(setting, "warming", **OPTIONS)
 
 
-def test_each_event_has_three_arms_of_one_noise(problem):
-    assert problem.arms == 2 * ["control", "free", "storyline"]
-    assert [problem.guided(case) for case in range(6)] == 2 * [False, False, True]
-    assert [problem.event(case) for case in range(6)] == [0, 0, 0, 1, 1, 1]
-    np.testing.assert_array_equal(problem.starts[::3], problem.starts[2::3])
-    assert problem.starts[0] != problem.starts[3]
+def test_each_event_has_four_arms_of_one_noise(problem):
+    assert problem.arms == 2 * ["control", "anchored", "free", "storyline"]
+    assert [problem.guided(case) for case in range(8)] == 2 * [False, True, False, True]
+    assert [problem.event(case) for case in range(8)] == 4 * [0] + 4 * [1]
+    np.testing.assert_array_equal(problem.starts[::4], problem.starts[3::4])
+    assert problem.starts[0] != problem.starts[4]
     assert problem.windows == 2
     assert not problem.scored
 
 
 def test_the_warmer_arms_are_the_event_and_2_kelvin(problem, setting):
-    """T + 2 K, q by d ln e_s / dT of Bolton (1980), and layers thicker by R dT_v d ln p; the control is untouched."""
-    event = setting.store.read(int(problem.starts[3]), 5)
-    np.testing.assert_array_equal(problem.states(3, 0, 5), event)
+    """T + 2 K, q by d ln e_s / dT of Bolton (1980), and layers thicker by R dT_v d ln p; the others are untouched."""
+    event = setting.store.read(int(problem.starts[4]), 5)
     for case in (4, 5):
+        np.testing.assert_array_equal(problem.states(case, 0, 5), event)
+    for case in (6, 7):
         warm = problem.states(case, 0, 5)
         for name in ("temperature", "2m_temperature"):
             np.testing.assert_allclose(of(warm - event, name, setting), 2.0, atol=1e-3)
@@ -51,9 +52,9 @@ def test_the_warmer_arms_are_the_event_and_2_kelvin(problem, setting):
 
 def test_windows_are_told_the_large_scale_of_their_own_frames(problem, setting):
     """Of window 1, which begins with frame 2 of the event: zero residual at the warmer event, -2 K at the event."""
-    observation = problem.observe(problem.told(2, 1))
+    observation = problem.observe(problem.told(3, 1))
     normal = lambda x: jnp.asarray(setting.prior.statistics.normalize(x))
-    y_hat = observation.operator(normal(problem.states(2, 2, 3)))
+    y_hat = observation.operator(normal(problem.states(3, 2, 3)))
     residual = jax.tree.map(lambda y, a: np.asarray(y - a), observation.y, y_hat)
     errors = jax.tree.map(lambda r, v: float(abs(r / np.sqrt(v)).max()), residual, observation.variance)
     assert max(errors.values()) < 0.01
@@ -68,13 +69,13 @@ def test_windows_are_told_the_large_scale_of_their_own_frames(problem, setting):
 
 
 def test_the_report_tells_a_kept_from_a_lost_signal(problem, setting):
-    """A free run that keeps half of the warming, a storyline that keeps all and rains 14 % more: 7 %/K."""
+    """Beside their own controls a free run keeps half of the warming, a storyline all, with 14 % more rain: 7 %/K."""
     rain = [c.name == "total_precipitation_6hr" for c in setting.store.channels]
 
     def posterior(case):
-        control, warm = (problem.states(3 * (case // 3) + arm, 1, 4) for arm in (0, 2))
-        x = control + {0: 0.0, 1: 0.5, 2: 1.0}[case % 3] * (warm - control)
-        x[..., rain] *= {0: 1.0, 1: 1.0, 2: 1.14}[case % 3]
+        control, warm = (problem.states(4 * (case // 4) + arm, 1, 4) for arm in (0, 3))
+        x = control + (0.0, 0.25, 0.5, 1.25)[case % 4] * (warm - control)
+        x[..., rain] *= (1.0, 2.0, 1.0, 2.28)[case % 4]
         return np.stack([x - 1e-3 * x, x + 1e-3 * x])  # two members about it
 
     said, lines = problem.report(posterior)
@@ -96,18 +97,18 @@ def test_the_report_tells_a_kept_from_a_lost_signal(problem, setting):
 def test_a_box_is_warmed_and_observed_alone(setting):
     box = OPTIONS | {"latitude": (30.0, 90.0), "longitude": (0.0, 150.0)}
     problem = make_problem(setting, "warming", **box)
-    change = of(problem.states(1, 0, 1) - problem.states(0, 0, 1), "temperature", setting)[0, ..., 0]
+    change = of(problem.states(2, 0, 1) - problem.states(0, 0, 1), "temperature", setting)[0, ..., 0]
     inside = (setting.prior.grid.latitude > 30)[:, None] & (setting.prior.grid.longitude <= 150)[None, :]
     np.testing.assert_allclose(change, np.where(inside, 2.0, 0.0), atol=1e-3)
     assert area_mean(change, setting.prior.grid) == pytest.approx(
         2 * (1 - 0.5) / 2 / 2, rel=1e-3
     )  # north of 30 degrees, half
-    assert problem.observe(problem.told(2, 0)).y["temperature"].shape == (3, 3, 2)  # of 3 x 6 coarse cells
+    assert problem.observe(problem.told(3, 0)).y["temperature"].shape == (3, 3, 2)  # of 3 x 6 coarse cells
 
 
 def test_an_adaptive_variance_is_honoured(setting):
     problem = make_problem(setting._replace(variance="adaptive"), "warming", **OPTIONS)
-    assert problem.observe(problem.told(2, 0)).variance == "adaptive"
+    assert problem.observe(problem.told(3, 0)).variance == "adaptive"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_an_adaptive_variance_is_honoured(setting):
 def test_bad_storylines_are_named(setting, options, message):
     def observe():
         problem = make_problem(setting, "warming", **OPTIONS | options)
-        problem.observe(problem.told(2, 0))
+        problem.observe(problem.told(3, 0))
 
     with pytest.raises(ValueError, match=message):
         observe()

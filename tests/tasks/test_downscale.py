@@ -35,7 +35,9 @@ FRAMES = 4
 
 @pytest.fixture
 def z():
-    return np.random.default_rng(0).normal(size=(FRAMES, *GRID.shape, len(CHANNELS))).astype(np.float32)
+    z = np.random.default_rng(0).normal(size=(FRAMES, *GRID.shape, len(CHANNELS))).astype(np.float32)
+    z[..., 5] = np.abs(z[..., 5])  # rain above 0
+    return z
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from wind_jax.diffusion.samplers import sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.tasks.observation import Observation, check, compose, likelihood_grad, observe
 
-KELVIN = SimpleNamespace(denormalize=lambda x: 280.0 + 20.0 * x)
+KELVIN = SimpleNamespace(physical=lambda x: 280.0 + 20.0 * x)
 
 
 def test_operator_sees_physical_units():

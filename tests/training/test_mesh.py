@@ -68,6 +68,8 @@ def test_batch_that_does_not_divide_is_refused(shape, batch, message):
 def test_batches_are_split_over_samples_and_longitudes():
     placed = put_batch(make_mesh(2, 2, 2), {"x": np.zeros((16, 2, 5, 8, 3), np.float32)})["x"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(4, 2, 5, 4, 3)}
+    flags = put_batch(make_mesh(2, 2, 2), {"asked": np.zeros(16, bool)})["asked"]
+    assert {shard.data.shape for shard in flags.addressable_shards} == {(4,)}
 
 
 @pytest.mark.parametrize("experiment", ["era5_1p5deg", "era5_0p25deg"])

@@ -6,6 +6,7 @@ variance 1 in every channel, else about the mean.
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wind_jax.data.store import TIME_STEP, Store, in_period
-from wind_jax.data.variables import Channel, channel
+from wind_jax.data.variables import NON_NEGATIVE, Channel, channel
 from wind_jax.sphere import area_weights
 
 
@@ -56,28 +57,54 @@ class Statistics:
             values.flags.writeable = False
             object.__setattr__(self, name, values)
 
-    def normalize(self, x: Float[Array | np.ndarray, "*batch c"]):
+    def normalize(
+        self, x: Float[Array | np.ndarray, "*batch c"], out: Float[np.ndarray, "*batch c"] | None = None
+    ) -> Float[Array | np.ndarray, "*batch c"]:
         """Physical units to model units; numpy in, numpy out; jax in, jax out, differentiable.
 
         Negative precipitation, as an operator or a noisy member may hold, counts as none.
+
+        Args:
+            x: physical units.
+            out: contiguous numpy array for the result, which may be x itself; a new one if left out.
         """
         xp, x = self._namespace(x)
         mean, std = self._constant(xp, x, self.mean), self._constant(xp, x, self.std)
-        out = x - mean
-        out /= std
         rain = _rain(self.channels)
-        return _put(out, rain, (_log_precipitation(xp, x[..., rain]) - mean[..., rain]) / std[..., rain])
+        wet = (_log_precipitation(xp, x[..., rain]) - mean[..., rain]) / std[..., rain]
+        if xp is jnp:
+            return _put((x - mean) / std, rain, wet)
+        out = np.empty(x.shape, x.dtype) if out is None else out
+        # Over rows of cells numpy is twice as fast as over cells of channels.
+        rows = (math.prod(x.shape[:-2]), math.prod(x.shape[-2:]))
+        flat = out.reshape(rows, copy=False)
+        mean, std = (np.tile(a.reshape(-1), rows[1] // a.size)[None, :] for a in (mean, std))
+        np.divide(np.subtract(x.reshape(rows), mean, out=flat), std, out=flat)
+        return _put(out, rain, wet)
 
     def denormalize(self, x: Float[Array | np.ndarray, "*batch c"]):
         """Model units to physical units, the inverse of `normalize`.
 
-        Precipitation is not clipped, so that gradients reach it everywhere: it may be as low as -1 mm.
+        Precipitation is not clipped: it may be as low as -1 mm.
         """
         xp, x = self._namespace(x)
         out = x * self._constant(xp, x, self.std)
         out += self._constant(xp, x, self.mean)
         rain = _rain(self.channels)
         return _put(out, rain, (10 ** out[..., rain] - 1) / 1000)
+
+    def physical(self, x: Float[Array | np.ndarray, "*batch c"]):
+        """Model units to physical units without the negative rain and humidity of a prior that knows no such bound.
+
+        What results hold and operators see. Derivatives are those of `denormalize`, so that guidance by a dry place
+        reaches it from below 0 as well.
+        """
+        fields = self.denormalize(x)
+        bounded = [i for i, channel in enumerate(self.channels) if channel.name in NON_NEGATIVE]
+        if isinstance(x, jax.Array):
+            return fields + jax.lax.stop_gradient(fields.at[..., bounded].max(0) - fields)
+        fields[..., bounded] = np.maximum(fields[..., bounded], 0)
+        return fields
 
     def _namespace(self, x):
         if x.shape[-1:] != (len(self.channels),):

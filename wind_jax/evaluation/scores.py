@@ -37,6 +37,8 @@ DETERMINISTIC = ("rmse", "bias", "mae", "acc", "spectral_divergence", "log_spect
 "acc" needs a climatology, and spectra a region of whole latitude circles."""
 ENSEMBLE = ("crps", "energy_score", "spread", "spread_skill_ratio", "debiased_mse")
 """Metrics that need two or more members."""
+BRIER = "brier_above_"
+"""Begins the name of the Brier score of an exceedance, which ends with the threshold: `exceedance(280.0)`."""
 
 _MOMENTS = {
     "mse": metrics.ensemble_mean_mse,
@@ -144,6 +146,15 @@ def moments(
     return {name: np.asarray(value) for name, value in values.items()}
 
 
+def exceedance(threshold: float) -> str:
+    """Name of the Brier score of the event that a value exceeds the threshold, in the unit of the field.
+
+    >>> exceedance(280.0)
+    'brier_above_280'
+    """
+    return f"{BRIER}{threshold:.10g}"
+
+
 @partial(jax.jit, static_argnames=("names", "grid"))
 def _moments(ensemble, truth, weights, mask, climatology, names, grid):
     """Compiled as one, so that errors at points are computed once for all regions."""
@@ -154,8 +165,15 @@ def _moments(ensemble, truth, weights, mask, climatology, names, grid):
         "spectrum": lambda x, y, weights, _: _spectrum(x, weights, grid).mean(0),
         "spectrum_of_truth": lambda x, y, weights, _: _spectrum(y, weights, grid),
     }
+    for name in names:
+        if name.startswith(BRIER):
+            known[name] = partial(_brier, float(name.removeprefix(BRIER)))
     means = lambda weights: {name: known[name](x, y, weights, cells) for name in names}
     return jax.vmap(means)(weights) if weights.ndim == 3 else means(weights)
+
+
+def _brier(threshold, x, y, *cells):
+    return metrics.brier_score(x, y, threshold, *cells)
 
 
 def _spectrum(x, weights, grid):
@@ -235,6 +253,8 @@ def records(
 
 
 def _unit(metric: str, channel: Channel) -> str:
+    if metric.startswith(BRIER):
+        return "1"
     return f"({channel.units})2" if metric == "debiased_mse" else _UNITS.get(metric, channel.units)
 
 

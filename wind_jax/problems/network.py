@@ -88,7 +88,7 @@ def stations(
                 make_chain("ddim", 12, 0.98),
             )  # fmt: skip
             operator = jax.vmap(network.equivalents(place(reports, case)))
-            expected = jax.tree.map(np.asarray, operator(statistics.denormalize(next(free))))
+            expected = jax.tree.map(np.asarray, operator(statistics.physical(next(free))))
             keep, rejected = network.quality_control(reports, place(reports, case), expected, threshold)
             reports = reports.select(keep)
         used, kept_back = leave_out(reports, withheld, jax.random.fold_in(key, 2)) if withheld else (reports, None)

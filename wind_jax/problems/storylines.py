@@ -1,4 +1,4 @@
-"""Warming storylines: an event of the archive, its large scale warmer, beside a free run and the event as it was."""
+"""Warming storylines: an event of the archive, its large scale warmer, beside free runs and the event as it was."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,10 @@ from wind_jax.tasks.warming import (
     signal_kept,
 )
 
-ARMS = ("control", "free", "storyline")
+ARMS = {"control": (False, False), "anchored": (False, True), "free": (True, False), "storyline": (True, True)}
+"""Whether a run is warmer, and whether it is guided."""
+PAIRS = {"free": "control", "storyline": "anchored"}
+"""A warmer run and what it is compared with: guided both or neither, so that guidance is no part of the change."""
 
 
 def warming(
@@ -32,9 +35,9 @@ def warming(
 ) -> Problem:
     """y: the large scale of the event, warmer at constant relative humidity; see `tasks.warming`.
 
-    Every case has three arms, one after the other along `time`, whose coordinate `arm` names them: "control" starts
-    from the event's frames and runs free; "free" starts from the warmer frames and runs free; "storyline" starts from
-    these and is guided.
+    Every case has four arms of the same noise, one after the other along `time`, whose coordinate `arm` names them.
+    "control" starts from the event's frames and runs free, "anchored" is guided by its large scale; "free" and
+    "storyline" start from the warmer frames, the one free, the other guided by the warmer large scale.
 
     Args:
         s: the setting.
@@ -62,13 +65,14 @@ def warming(
     mask = region(prior.grid, latitude, longitude)
     cells = coarsening(prior.grid, factor)
     event = archive_states(s, starts)
-    arm = lambda case: ARMS[case % len(ARMS)]
+    arm = lambda case: list(ARMS)[case % len(ARMS)]
+    is_warmer, is_guided = (lambda case, i=i: ARMS[arm(case)][i] for i in (0, 1))
 
     def warmer(case, first, count):
         return shift(event(case, first, count), statistics.channels, by_level, s.surface_geopotential, mask)
 
     def states(case, first, count):
-        return event(case, first, count) if arm(case) == "control" else warmer(case, first, count)
+        return (warmer if is_warmer(case) else event)(case, first, count)
 
     def told(case, window):
         return states(case, window * new, prior.frames).astype(np.float32)
@@ -76,11 +80,13 @@ def warming(
     def report(posterior):
         hours, out, lines = lead_hours(lead_times(leads)), [], []
         for first in range(0, len(starts), len(ARMS)):
-            control, *others = (posterior(first + i).mean(0) for i in range(len(ARMS)))
+            runs = {name: posterior(first + i).mean(0) for i, name in enumerate(ARMS)}
             imposed = warmer(first, context, leads) - event(first, context, leads)
-            for name, run in zip(ARMS[1:], others, strict=True):
-                kept = signal_kept(run, control, imposed, prior.grid, mask)
-                rain = precipitation_scaling(run, control, statistics.channels, prior.grid, near_surface, mask)
+            for name, base in PAIRS.items():
+                kept = signal_kept(runs[name], runs[base], imposed, prior.grid, mask)
+                rain = precipitation_scaling(
+                    runs[name], runs[base], statistics.channels, prior.grid, near_surface, mask
+                )
                 out.append(
                     {
                         "case": first // len(ARMS),
@@ -115,7 +121,7 @@ def warming(
         seen=None,
         baseline=lambda case, lead: {},
         states=states,
-        guided=lambda case: arm(case) == "storyline",
+        guided=is_guided,
         event=lambda case: case // len(ARMS),
         scored=False,
         report=report,

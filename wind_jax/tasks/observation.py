@@ -42,14 +42,14 @@ def observe(
         operator: A, of one member `(t, h, w, c)` in physical units.
         y: Values in the operator's units.
         variance: As in `Observation`, in those units squared.
-        statistics: The data's `Statistics`, which denormalise.
+        statistics: The data's `Statistics`, whose `physical` the operator sees.
         log_likelihood: As in `Observation`.
 
     Raises:
         ValueError: y that is not finite, a variance that is not positive, or trees that do not fit.
     """
     _check_values(y, variance)
-    return Observation(lambda x: operator(statistics.denormalize(x)), y, variance, log_likelihood)
+    return Observation(lambda x: operator(statistics.physical(x)), y, variance, log_likelihood)
 
 
 def compose(*observations: Observation) -> Observation:

@@ -61,6 +61,7 @@ class Checkpointer:
             state: on any mesh.
             data: JSON-able; the same on all processes.
         """
+        jax.block_until_ready(state)  # on CPU, collectives of a step and of `settle` may wait for each other for ever
         self.settle()
         if step == self.latest:
             return
@@ -142,7 +143,7 @@ class Checkpointer:
 
     def _open(self, cleanup: bool) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(**self._kept, create=True, cleanup_tmp_directories=cleanup)
-        return _Manager(self.directory, options=options)
+        return ocp.CheckpointManager(self.directory, options=options)
 
     def _reopen(self) -> None:
         """Start over after a failed save, without what it has left, which would fill a full disk."""
@@ -170,17 +171,6 @@ class Checkpointer:
                 f"{self.directory!r} holds a checkpoint of another config: {lines}. Use another workdir or the same "
                 "config."
             )
-
-
-class _Manager(ocp.CheckpointManager):
-    """Leaves SIGTERM to `Termination`.
-
-    Orbax would ask JAX, from a thread, whether to end after a step long past, and JAX takes the step that it was last
-    asked about for the one that this process is at.
-    """
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
 
 
 def _failures(action: Callable[[], Any]) -> str:

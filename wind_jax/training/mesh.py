@@ -91,9 +91,10 @@ def check_batch(mesh: Mesh, batch: int, longitudes: int) -> None:
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's rows of the global batch, of a size that `check_batch` passed -> global arrays on the mesh."""
-    sharding, processes = batch_sharding(mesh), jax.process_count()
+    spec, processes = batch_sharding(mesh).spec, jax.process_count()
 
     def put(array: np.ndarray) -> jax.Array:
+        sharding = NamedSharding(mesh, PartitionSpec(*spec[: array.ndim]))
         shape = (array.shape[0] * processes, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding, array, shape)
 

@@ -20,6 +20,7 @@ def join() -> None:
     WIND_COORDINATOR is "auto" where JAX finds the processes by itself (TPU, Slurm), else an address, with
     WIND_PROCESS_COUNT and WIND_PROCESS_ID; without it there is one process.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # `Termination` takes its place
     match os.environ.get("WIND_COORDINATOR"):
         case None | "":
             return
@@ -76,24 +77,18 @@ def on_first(action: Callable[[], None]) -> None:
 
 
 class Termination(contextlib.AbstractContextManager):
-    """Whether the job is asked to end by SIGTERM: by a user, a scheduler or the reclaiming of a spot machine."""
+    """Whether this process is asked to end by SIGTERM: by a user, a scheduler or the reclaiming of a spot machine.
+
+    That all processes of a job end after the same step is decided on the devices: the answer travels with the batch.
+    """
 
     def __enter__(self) -> "Termination":
-        self._asked = False
-        if jax.process_count() == 1:
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        self.asked = False
+        self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._previous)
+        signal.signal(signal.SIGTERM, self._previous)
 
     def _ask(self, *_: object) -> None:
-        self._asked = True
-
-    def asked(self, step: int) -> bool:
-        """Whether to end after this step, the same step on all processes; to be called after every one."""
-        if jax.process_count() == 1:
-            return self._asked
-        # JAX has noticed the signal since `join`, and lets the processes find a step that none has passed.
-        return multihost_utils.reached_preemption_sync_point(step)
+        self.asked = True

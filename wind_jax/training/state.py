@@ -74,7 +74,8 @@ def make_train_step(
     """The compiled update (state, batch) -> (state, metrics); the old state's memory is reused.
 
     Where the loss or the gradient is not finite nothing but `step` changes, and `skipped` among the metrics is 1: the
-    host need not look at every step, and what it then finds has spoilt nothing.
+    host need not look at every step, and what it then finds has spoilt nothing. `asked` among the metrics says whether
+    any row of `batch["asked"]` is true, so that all processes learn of it at the same step.
 
     Args:
         loss: (params, batch, key) -> scalar.
@@ -97,7 +98,12 @@ def make_train_step(
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         new, old = (params, ema, opt_state), (state.params, state.ema, state.opt_state)
         kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        metrics = {"loss": value, "gradient_norm": norm, "skipped": (~finite).astype(jnp.int32)}
+        metrics = {
+            "loss": value,
+            "gradient_norm": norm,
+            "skipped": (~finite).astype(jnp.int32),
+            "asked": jnp.any(batch.get("asked", False)),
+        }
         return TrainState(state.step + 1, *kept), metrics
 
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
