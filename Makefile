@@ -33,6 +33,9 @@ format: venv ## let ruff mend what it can
 test: venv ## the fast tests and the examples of the docstrings
 	$(PY) -m pytest -n $(WORKERS)
 
+test-packaged: venv ## the slow tests of the packaged prior and of the Python in the pages: some of test-slow
+	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py
+
 test-slow: venv ## the tests that need minutes
 	$(PY) -m pytest -m 'slow and not device' --timeout 900
 
@@ -62,4 +65,4 @@ clean: ## remove what the targets above made, except runs/ and data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv lint format test test-slow test-exhaustive test-device demo forecast skill bench clean
+.PHONY: help venv lint format test test-packaged test-slow test-exhaustive test-device demo forecast skill bench clean

@@ -97,7 +97,7 @@ def ablation(s: Study) -> list[dict]:
     path = s.folder / "ablation.json"
     found = json.loads(path.read_text()) if path.exists() else []
     settings = ["free", *ERRORS, "rescaled"]
-    with Progress("ablation", len(settings), unit="setting", log_every=60.0) as bar:
+    with Progress("ablation", len(settings), unit="setting") as bar:
         for setting in settings:
             if not any(r["setting"] == setting for r in found):
                 found.append({"setting": setting, **forecasts(s, setting)})
@@ -225,7 +225,7 @@ def long_run(s: Study, arm: str) -> dict[str, np.ndarray]:
             known, begun = file["known"], int(file["windows"])
             done = [{name: file[name] for name in ("departure", "temperature", "power")}]
     key = jax.random.key(s.c.seed)
-    with Progress(f"{s.c.days} days, {arm}", windows, unit="window", log_every=60.0) as bar:
+    with Progress(f"{s.c.days} days, {arm}", windows, unit="window") as bar:
         bar.update(begun)
         for window in range(begun, windows):
             at = window * new

@@ -139,7 +139,7 @@ def run(c: ConfigDict, name: str, folder: Path) -> dict:
     if path.exists() and (before := json.loads(path.read_text()))["settings"] == settings:
         found = before
     weights = area_weights(solver.prior.grid)
-    with Progress(name, c.cases, unit="case", log_every=60.0) as bar:
+    with Progress(name, c.cases, unit="case") as bar:
         bar.update(len(found["cases"]))
         for case in range(len(found["cases"]), c.cases):
             truth, solved = solver.solve(case)

@@ -329,7 +329,7 @@ def main(argv: list[str]) -> None:
     # ------------------------------------------------------------------------------------------------ event and truths
     settings, archive = Settings(**c.speedy.to_dict()), folder / "speedy.zarr"
     prior = load_prior(resolve(c.prior, "prior.npz"))
-    simulate(archive, settings, log_every=60.0, keep_states=True)
+    simulate(archive, settings, keep_states=True)
     store = open_store(archive, prior.statistics.channels)
     storylines, storms = Storylines(c, prior, store), choose(c, store)
     for storm in storms:
@@ -345,7 +345,7 @@ def main(argv: list[str]) -> None:
     for arm, land in TRUTHS.items():
         if missing := [storm for storm in storms if not paths[arm, storm].exists()]:
             model = WarmedSpeedy(settings, kelvin, land)
-            with Progress(arm, len(missing), unit="branch", log_every=60.0) as bar:
+            with Progress(arm, len(missing), unit="branch") as bar:
                 for storm in missing:
                     branch(paths[arm, storm], model, archive, storm.start)
                     bar.update()
@@ -354,7 +354,7 @@ def main(argv: list[str]) -> None:
     columns = Columns(prior.statistics.channels, prior.grid, storylines.ground)
     cases = []
     steps = len(storms) * len(ARMS) * storylines.windows * len(storylines.batches)
-    with Progress("members", steps, unit="window", log_every=60.0) as bar:
+    with Progress("members", steps, unit="window") as bar:
         for i, storm in enumerate(storms):
             path = lambda name, start=storm.start: folder / "members" / f"{start:06d}_{name}.npz"
             members = {name: storylines.ensemble(storm, i, name, path(name), bar) for name in ARMS}

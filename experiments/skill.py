@@ -30,7 +30,7 @@ RUNS = {
     "reanalysis": ("reanalysis", {"members": 4, "cases": 1}),
     "forecast": ("forecast", {}),
     "conservation": ("conservation", {"members": 4}),
-    "warming": ("warming", {"members": 4, "cases": 1}),
+    "warming": ("warming", {"members": 4, "cases": 1, "task.leads": 12}),
 } | {
     f"sparse_obs_{method}": ("sparse_obs", {"guidance.method": method, "members": 4, "cases": 1})
     for method in ("mmps", "dps", "sda", "pgdm", "tmpd", "diffpir")

@@ -24,7 +24,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python; fi
 free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
-export WIND_COORDINATOR="127.0.0.1:${PORT:-$("$PYTHON" -c "$free_port")}" WIND_PROCESS_COUNT=$count
+export WIND_COORDINATOR="127.0.0.1:${PORT:-$("$PYTHON" -c "$free_port")}" WIND_PROCESS_COUNT=$count WIND_LOG_EVERY="${WIND_LOG_EVERY:-60}"
 
 prefixed() { while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done; }
 

@@ -21,6 +21,6 @@
 set -euo pipefail
 
 cd "${SLURM_SUBMIT_DIR:?run this with sbatch, from the repository}"
-export WIND_COORDINATOR=auto
+export WIND_COORDINATOR=auto WIND_LOG_EVERY="${WIND_LOG_EVERY:-60}"
 # --kill-on-bad-exit: the others would wait for a lost process for ever.
 exec srun --kill-on-bad-exit=1 --label .venv/bin/python -u -m wind_jax.train "$@"

@@ -91,7 +91,7 @@ run() {
   (($#)) || fail "'$action' needs the training arguments after --."
   local arguments
   printf -v arguments ' %q' "$@"
-  on_all "cd wind_jax && { WIND_COORDINATOR=auto nohup setsid .venv/bin/python -u -m wind_jax.train$arguments > train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
+  on_all "cd wind_jax && { WIND_COORDINATOR=auto WIND_LOG_EVERY=60 nohup setsid .venv/bin/python -u -m wind_jax.train$arguments > train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
 }
 logs() { gcloud_tpus tpu-vm ssh "$name" --worker="$worker" --command='tail -n 100 -F wind_jax/train.log'; }
 # shellcheck disable=SC2016  # expanded by the worker's shell

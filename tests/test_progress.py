@@ -31,6 +31,11 @@ def clock(monkeypatch):
     return advance
 
 
+@pytest.fixture
+def log_every(monkeypatch):
+    return lambda text: monkeypatch.setenv("WIND_LOG_EVERY", text)
+
+
 def test_silent_off_a_terminal(capfd):
     assert list(track(range(3), "steps")) == [0, 1, 2]
     with Progress("steps", total=2) as bar:
@@ -47,16 +52,20 @@ def test_a_field_is_not_read_where_it_is_not_shown():
         bar.update(loss=Unread())
 
 
-def test_log_line_every_n_seconds(capsys, clock):
-    for _ in track(range(6), "fit", unit="step", log_every=20.0):
+def test_log_line_every_n_seconds(capsys, clock, log_every):
+    log_every("20")
+    for _ in track(range(6), "fit", unit="step"):
         clock(10.0)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == ["fit: 2/6", "fit: 4/6", "fit: 6/6"]
     assert lines[1] == "fit: 4/6, 10 s/step, 20 s left"
 
 
-def test_log_line_shows_the_latest_fields(capsys):
-    with Progress("fit", log_every=0.0) as bar:
+def test_log_line_shows_the_latest_fields(capsys, log_every):
+    log_every("0")
+    with Progress("fit", shown=False) as bar:
+        bar.update()
+    with Progress("fit") as bar:
         bar.update(loss=0.123456, step=12345)
         bar.update()
     assert capsys.readouterr().err.splitlines()[1].endswith("loss=0.1235 step=12345")
@@ -100,10 +109,11 @@ def test_rate_and_time_left_on_a_real_terminal():
     assert re.search(r"0:00:0\d", text)  # time left
 
 
-def test_total_is_the_length_unless_given(capsys):
-    list(track("abcd", "all", log_every=0.0))
-    list(track(iter("abcd"), "some", total=9, log_every=0.0))
-    list(track((c for c in "ab"), "unknown", log_every=0.0))
+def test_total_is_the_length_unless_given(capsys, log_every):
+    log_every("0")
+    list(track("abcd", "all"))
+    list(track(iter("abcd"), "some", total=9))
+    list(track((c for c in "ab"), "unknown"))
     starts = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
     assert starts[3] == "all: 4/4"
     assert starts[7] == "some: 4/9"
@@ -119,6 +129,8 @@ def test_leaving_a_loop_early_closes_the_bar(monkeypatch):
     assert len(closed) == 1
 
 
-def test_negative_log_interval():
-    with pytest.raises(ValueError, match=r"log_every is -1\.0"):
-        Progress("fit", log_every=-1.0)
+@pytest.mark.parametrize("text", ["-1", "nan", "a minute"])
+def test_log_intervals_that_are_none(log_every, text):
+    log_every(text)
+    with pytest.raises(ValueError, match=f"WIND_LOG_EVERY is '{text}'"):
+        Progress("fit")

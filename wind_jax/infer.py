@@ -131,7 +131,7 @@ def infer(c: ConfigDict) -> None:
             f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
             f"on {jax.devices()[0].device_kind}"
         )
-        with Progress("sampling", cases * len(batches) * problem.windows, unit="window", log_every=30.0) as bar:
+        with Progress("sampling", cases * len(batches) * problem.windows, unit="window") as bar:
             for case in range(cases):
                 inputs = prior.inputs(static, firsts[case] + TIME_STEP * np.arange(total))
                 steered = guide if problem.guided(case) else None

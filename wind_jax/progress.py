@@ -1,10 +1,12 @@
 """One progress bar for every long command: rate and time left on a terminal, silence elsewhere.
 
-Off a terminal (a batch job, a pipe, a test) nothing is written, except a plain line every `log_every` seconds
-where the caller asks for one.
+Off a terminal (a batch job, a pipe, a test) nothing is written, except a plain line every so many seconds where the
+environment variable WIND_LOG_EVERY asks for it, as the launchers do: a log is what one has of a job.
 """
 
+import math
 import operator
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +34,18 @@ def _values(task: Task) -> str:
     return " ".join(f"{name}={value}" for name, value in shown.items())
 
 
+def _log_every() -> float:
+    """Seconds between plain lines."""
+    text = os.environ.get("WIND_LOG_EVERY", "inf")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not seconds >= 0:
+        raise ValueError(f"WIND_LOG_EVERY is {text!r}; expected a number of seconds, 0 or more.")
+    return seconds
+
+
 class _RateAndValues(ProgressColumn):
     """Formats at each refresh, not at each update: reading a device array would hold up every step."""
 
@@ -46,17 +60,13 @@ class Progress:
       description: what is being done, at the left of the bar.
       total: number of steps, or None where it is not known (then there is no time left to show).
       unit: name of one step, for the rate.
-      log_every: seconds between plain lines where stderr is not a terminal; None writes none.
+      shown: whether to show anything at all: one of many processes does.
 
     Raises:
-      ValueError: if `log_every` is negative.
+      ValueError: if WIND_LOG_EVERY is no number of seconds, 0 or more.
     """
 
-    def __init__(
-        self, description: str, total: int | None = None, unit: str = "it", log_every: float | None = None
-    ) -> None:
-        if log_every is not None and log_every < 0:
-            raise ValueError(f"log_every is {log_every}; expected None or a number of seconds, 0 or more.")
+    def __init__(self, description: str, total: int | None = None, unit: str = "it", shown: bool = True) -> None:
         terminal = sys.stderr.isatty()
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
@@ -65,11 +75,11 @@ class Progress:
             TimeRemainingColumn(elapsed_when_finished=True),
             _RateAndValues(),
             console=Console(stderr=True),
-            disable=not terminal,
+            disable=not (shown and terminal),
             get_time=time.monotonic,
             speed_estimate_period=300,
         )
-        self._log_every = None if terminal else log_every
+        self._log_every = _log_every() if shown and not terminal else math.inf
         self._logged = time.monotonic()
         self._bar.add_task(description, total=total, unit=unit, values={})
         self._task = self._bar.tasks[0]
@@ -84,7 +94,7 @@ class Progress:
     def update(self, advance: int = 1, **fields: object) -> None:
         """Counts `advance` steps; `fields` (`loss=0.1`) are shown at the right until others replace them."""
         self._bar.update(self._task.id, advance=advance, **({"values": fields} if fields else {}))
-        if self._log_every is not None and time.monotonic() - self._logged >= self._log_every:
+        if time.monotonic() - self._logged >= self._log_every:
             self._logged = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
 
@@ -100,20 +110,19 @@ def track(
     description: str,
     total: int | None = None,
     unit: str = "it",
-    log_every: float | None = None,
 ) -> Iterator[Item]:
     """Yields the items of `iterable` and counts each one done when the next is asked for.
 
     Args:
       iterable: anything; its length, where it tells one, is the default of `total`.
-      description: as for `Progress`, like `total`, `unit` and `log_every`.
+      description: as for `Progress`, like `total` and `unit`.
 
     Example:
       >>> sum(track([1, 2, 3], "adding"))
       6
     """
     total = total if total is not None else operator.length_hint(iterable) or None
-    with Progress(description, total, unit, log_every) as progress:
+    with Progress(description, total, unit) as progress:
         for item in iterable:
             yield item
             progress.update()

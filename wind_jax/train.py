@@ -200,6 +200,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     log = RunLog(c.workdir, start) if main_process else None
     if main_process:
         write_bytes(join(c.workdir, "config.json"), (configuration.to_json(c) + "\n").encode())
+    for archive in (store, held_out):
+        archive.check_unchanged()
     say(f"training from step {start} to {c.optimizer.steps}")
 
     def save(step: int, position: dict) -> None:
@@ -232,9 +234,16 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     with contextlib.ExitStack() as stack:
         stack.callback(checkpointer.close)
         termination = stack.enter_context(processes.Termination())
-        bar = Progress("training", c.optimizer.steps, unit="step", log_every=60.0 if main_process else None)
+        bar = Progress("training", c.optimizer.steps, unit="step", shown=main_process)
         stack.enter_context(bar).update(start)
-        fetch = lambda: put(batch := next(batches), asked=np.full(len(batch["x"]), termination.asked))
+        waits: list[float] = []
+
+        def fetch() -> dict[str, jax.Array]:
+            asked_for = time.monotonic()
+            batch = next(batches)
+            waits.append(time.monotonic() - asked_for)
+            return put(batch, asked=np.full(len(batch["x"]), termination.asked))
+
         ahead = fetch()
         while step < c.optimizer.steps and not ending:
             step += 1
@@ -263,6 +272,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                     "steps_per_s": rate,
                     "samples_per_s": rate * c.batch_size,
                     "flop_per_s": rate * step_flops,
+                    "waiting_for_data": sum(waits) / (now - logged),  # of the host: the devices have work meanwhile
                 }
                 shown = {
                     "loss": values["loss"],
@@ -271,7 +281,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                 }
                 if log:
                     log.write(step, values)
-                recent, logged = [], now
+                recent, waits, logged = [], [], now
 
             if step == c.optimizer.steps or (step % c.validate_every == 0 and not ending):
                 keys = (jax.random.fold_in(validation_key, i) for i in range(len(validation_batches)))

@@ -138,9 +138,29 @@ def test_every_score_is_in_the_table_to_the_last_digit(run):
             variable, level = fields[re.search(r'<th scope="row">(.*?) <span', row)[1]]
             cells = Page(row).values
             assert len(cells) == len(above) == len(methods)
+            metres = 9.80665 if variable == "geopotential" else 1
+            assert f">{cells[0] / metres:.4g}</td>" in row  # heights in m, as on the maps
+            assert f'<span class="soft">{"m" if variable == "geopotential" else "K"}</span>' in row
             for value, metric, method in zip(cells, above, methods, strict=True):
                 where = {"variable": variable, "level": level, "method": method, "metric": metric, "lead_hours": hours}
                 assert [value] == [r["value"] for r in found if where.items() <= r.items()]
+
+
+def test_means_in_time_and_space_stand_in_every_frame_and_cell_that_they_are_over(run, tmp_path):
+    """Observations of the first of every two frames and of every other column."""
+    for name in ("truth", "posterior"):
+        (tmp_path / f"{name}.zarr").symlink_to(run / f"{name}.zarr")
+    seen = xarray.open_zarr(run / "truth.zarr", chunks=None).isel(
+        prediction_timedelta=slice(None, None, 2), longitude=slice(None, None, 2)
+    )
+    seen.drop_encoding().to_zarr(tmp_path / "observations.zarr", zarr_format=2, consolidated=True)
+    shown = figures.fields(tmp_path, "2m_temperature", None, np.arange(LEADS), members=1)
+    assert shown.sizes["prediction_timedelta"] == LEADS
+    for frame in range(LEADS):
+        x = shown.isel(prediction_timedelta=frame)
+        there = seen["2m_temperature"].isel(time=0, prediction_timedelta=frame // 2)
+        np.testing.assert_array_equal(x["observations"].sel(longitude=there["longitude"]), there)
+    assert np.isfinite(shown["observations"]).all()
 
 
 def test_the_maps_are_the_files_to_a_step_of_their_colours(run):

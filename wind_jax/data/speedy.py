@@ -258,12 +258,11 @@ def _load_restart(out: Path, settings: Settings) -> tuple[list[np.ndarray], int]
     return load_state(path, settings)
 
 
-def simulate(out: str | Path, settings: Settings, log_every: float | None = None, keep_states: bool = False) -> None:
+def simulate(out: str | Path, settings: Settings, keep_states: bool = False) -> None:
     """Run SPEEDY and write the archive `out`, going on from its restart file if there is one.
 
     Args:
         out: Path of the Zarr; its folder must exist.
-        log_every: Seconds between lines of progress where there is no terminal for a bar; None: no lines.
         keep_states: Keep the model state at the start and after each chunk, see `kept_state`.
 
     Raises:
@@ -290,7 +289,7 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
     if not restart:
         state, done = model.initial_state(), 0
         spinup = settings.spinup_days * STATES_PER_DAY
-        with Progress("spin-up", spinup, "state", log_every) as progress:
+        with Progress("spin-up", spinup, "state") as progress:
             for begin in range(0, spinup, size):
                 count = min(size, spinup - begin)
                 state, _ = model.advance(state, count)
@@ -302,7 +301,7 @@ def simulate(out: str | Path, settings: Settings, log_every: float | None = None
         if done > 0:
             _seal(out, done, settings)
     try:
-        with Progress(out.name, total - done, "state", log_every) as progress:
+        with Progress(out.name, total - done, "state") as progress:
             for begin in range(done, total, size):
                 count = min(size, total - begin)
                 state, fields = model.advance(state, count)
@@ -335,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(arguments))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job leaves a whole archive
     out, keep = options.pop("out"), options.pop("keep_states")
-    simulate(out, Settings(**options), log_every=60.0, keep_states=keep)
+    simulate(out, Settings(**options), keep_states=keep)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,9 @@ def fields(
     if (seen := _open(folder, "observations")) is not None:
         # Means over coarse cells or several frames: each cell shows the mean that it is in.
         seen = seen[variable].isel(time=case).sel(prediction_timedelta=ensemble["prediction_timedelta"], method="pad")
-        coordinates = {name: ensemble[name] for name in ("latitude", "longitude")}
-        out["observations"] = seen.sel(coordinates, method="nearest").assign_coords(coordinates)
+        horizontal = {name: ensemble[name] for name in ("latitude", "longitude")}
+        when = {"prediction_timedelta": ensemble["prediction_timedelta"]}
+        out["observations"] = seen.sel(horizontal, method="nearest").assign_coords(horizontal | when)
     out |= {"mean": ensemble.mean("number")} | {f"member_{i + 1}": ensemble[i] for i in range(members)}
     out["spread"] = ensemble.std("number", ddof=1)
     out = {name: field if level is None else field.sel(level=level) for name, field in out.items()}
@@ -120,16 +121,14 @@ TITLES = {
 
 
 def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, title: str) -> dict:
-    """By name: maps of the middle frame, and the error of every channel beside interpolation's and climatology's."""
+    """By name: maps of the middle frame, and the error of every channel beside that of each other method."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     middle = data.sizes["prediction_timedelta"] // 2
     rows = {plots.name(*key): fields(folder, *key, middle) for key in headline(data, 5)}
     when = date((data["time"][0] + data["prediction_timedelta"][middle]).values)
-    rmse = {
-        method: scores.select(found, method=method, metric="rmse")
-        for method in ("interpolation", "posterior", "climatology")
-    }
-    keys, shown = list(rmse["posterior"]), [m for m in ("interpolation", "posterior") if rmse[m]]
+    methods = {r["method"] for r in found if r["metric"] == "rmse"}
+    rmse = {method: scores.select(found, method=method, metric="rmse") for method in methods}
+    keys, shown = list(rmse["posterior"]), sorted(methods - {"climatology"})
     ratios = xarray.DataArray(
         [[rmse[m].get(key, np.nan) / rmse["climatology"][key] for key in keys] for m in shown],
         {"method": shown, "channel": [plots.name(*key) for key in keys]},

@@ -63,6 +63,11 @@ _CURVES = {
     "persistence": ("Persistence, RMSE", "#D55E00", "-"),
     "climatology": ("Climatology, RMSE", "#666666", "-"),
     "interpolation": ("Interpolation", "#D55E00", "-"),
+    "kriging": ("Kriging", "#009E73", "-"),
+    "cubic": ("Cubic interpolation", "#E69F00", "-"),
+    "cubic_anomaly": ("Cubic interpolation of anomalies", "#009E73", "-"),
+    "bicubic": ("Bicubic interpolation", "#E69F00", "-"),
+    "bicubic_anomaly": ("Bicubic interpolation of anomalies", "#009E73", "-"),
     "storyline": ("Guided storyline", "#0072B2", "-"),
     "free": ("Free run from the warmer start", "#D55E00", "-"),
 }

@@ -175,7 +175,7 @@ def _scores(found: Sequence[scores.Record]) -> str:
     choose = f'<div class="controls"><label>Lead time <select id="group">{options}</select></label></div>'
     return f"""<section aria-labelledby="scores">
 <h2 id="scores">Scores</h2>
-<p class="soft">In the units of the archive, over {cases}.
+<p class="soft">Over {cases}.
 Less is better for RMSE and CRPS, more for ACC; spread/skill is 1 for a reliable ensemble.
 Bold: best of its row. A heading sorts.</p>
 {choose if len(groups) > 1 else ""}
@@ -192,14 +192,17 @@ def _row(key: tuple[str, int | None], cells: Mapping, columns: Sequence[tuple[st
         if values := [r["value"] for (m, _), r in cells.items() if m == metric]:
             best[metric] = choose(values)
     unit = next((r["unit"] for (metric, _), r in cells.items() if metric in ("rmse", "crps")), "")
-    out = [f'<tr><th scope="row">{escape(plots.name(*key))} <span class="soft">{escape(unit)}</span></th>']
+    how = plots.display(key[0], unit)
+    label = f'{escape(plots.name(*key))} <span class="soft">{escape(how.difference_unit)}</span>'
+    out = [f'<tr><th scope="row">{label}</th>']
     for column in columns:
         if column not in cells:
             out.append("<td></td>")
             continue
         value = cells[column]["value"]
         mark = ' class="best"' if value == best.get(column[0]) else ""
-        out.append(f'<td{mark} data-value="{value!r}">{value:.4g}</td>')
+        shown = value * (how.factor if column[0] in ("rmse", "crps") else 1)
+        out.append(f'<td{mark} data-value="{value!r}">{shown:.4g}</td>')
     return "".join(out) + "</tr>"
 
 

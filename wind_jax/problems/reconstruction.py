@@ -118,10 +118,8 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
     leads = TIME_STEP * np.arange(prior.frames)
 
     def baseline(case, lead):
-        y, back = (
-            values(case)[lead],
-            lambda y, method: upsampled(y, cells.grid, prior.grid, statistics.channels, method),
-        )
+        y, grids = values(case)[lead], (cells.grid, prior.grid)
+        back = lambda y, method: upsampled(y, *grids, statistics.channels, method)
         found = {"interpolation": back(y, "linear"), "bicubic": back(y, "cubic")}
         if prior.climatology:
             normal = prior.climatology.at(s.store.times[int(starts[case]) :][: prior.frames][lead])
@@ -160,8 +158,18 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
     told, values = _means(s, starts, operator, prior.grid.shape, prior.frames // mean_over)
 
     def baseline(case, lead):
-        back = lambda method: refined(values(case), mean_over, statistics.channels, method)[lead]
-        return {"interpolation": back("linear"), "cubic": back("cubic")}
+        y, back = values(case), lambda y, method: refined(y, mean_over, statistics.channels, method)
+        found = {"interpolation": back(y, "linear")}
+        if len(y) > 1:  # of one mean they are the same
+            found["cubic"] = back(y, "cubic")
+        if prior.climatology:
+            normal = prior.climatology.at(s.store.times[int(starts[case]) :][: prior.frames])
+            every = downscale.temporal_operator(prior.frames, mean_over, statistics.channels)
+            means = lambda x: np.asarray(downscale.as_fields(every(x), statistics.channels))
+            found["cubic_anomaly"] = about_climatology(
+                y, normal, means, lambda y: back(y, "cubic"), statistics.channels
+            )
+        return {name: fields[lead] for name, fields in found.items()}
 
     return Problem(
         starts=starts,
