@@ -6,7 +6,7 @@
 
 Downscaling in space and in time as `experiments/spatial_downscaling.py` and `temporal_downscaling.py` set it, by the
 posterior of the prior, by a specialist of the same architecture, data, batches and steps (`training/specialist.py`), by
-interpolation and by climatology. A run that is stopped goes on where it was.
+interpolation, by cubic interpolation of anomalies and by climatology. A run that is stopped goes on where it was.
 
 Hardware: two CPU cores, 6 GB of memory, about 50 minutes after training. Scores: docs/skill.md.
 """
@@ -43,6 +43,12 @@ SHOWN = (
     "geopotential_500", "temperature_850", "u_component_of_wind_850", "specific_humidity_700", "2m_temperature",
     "total_precipitation_6hr",
 )  # fmt: skip
+METHODS = {  # compared with interpolation, and their colours: those of Okabe and Ito, safe for the colour-blind
+    "posterior": "#0072B2",
+    "specialist": "#D55E00",
+    "anomalies": "#009E73",
+    "climatology": "#999999",
+}
 SMALL_SCALES = slice(11, None)  # zonal wavenumbers
 
 
@@ -54,6 +60,7 @@ def get_config() -> ConfigDict:
     c.path = "embedded"
     c.cases = 16
     c.members = 8
+    c.tasks = tuple(TASKS)
     c.specialists = ConfigDict({name: f"runs/specialist_{name.partition('_')[0]}/prior.npz" for name in TASKS})
     return c
 
@@ -73,6 +80,7 @@ class Solver:
         self.problem: Problem = make_problem(setting, **task.task.to_dict())
         method = task.guidance.method
         self.guide = Guide(self.problem.observe, method, tuple(task.guidance[method].items()))
+        self.anomalies = {"spatial_downscaling": "bicubic_anomaly", "temporal_downscaling": "cubic_anomaly"}[name]
         self.chain = make_chain(**task.sampler.to_dict())
         network = lambda params, x_t, t, inputs: apply(graph(self.specialist.config), params, x_t, t, inputs)
         self.refine = jax.jit(
@@ -90,7 +98,8 @@ class Solver:
         (x,) = rollout(
             prior, None, inputs, self.members, jax.random.fold_in(self.key, case), self.chain, 0, self.guide, told
         )
-        interpolation = self.problem.baseline(case, slice(0, prior.frames))["interpolation"]
+        baseline = self.problem.baseline(case, slice(0, prior.frames))
+        interpolation, anomalies = (baseline[name] for name in ("interpolation", self.anomalies))
         guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
         own_inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
         special = self.specialist.statistics.physical(
@@ -100,6 +109,7 @@ class Solver:
             "posterior": statistics.physical(np.asarray(x)),
             "specialist": special,
             "interpolation": interpolation[None],
+            "anomalies": anomalies[None],
             "climatology": np.asarray(prior.climatology.at(times))[None],
         }
 
@@ -176,9 +186,8 @@ def table(found: dict, name: str) -> Table:
         title=f"{name}, {cases} cases: fractions of interpolation's (95 % interval over cases)", title_justify="left"
     )
     out.add_column("variable", no_wrap=True)
-    methods = ("posterior", "specialist", "climatology")
     for what in ("RMSE", "CRPS"):
-        for method in methods:
+        for method in METHODS:
             out.add_column(f"{what} {method}", justify="right")
     out.add_column("spread/skill", justify="right")
     out.add_column("power: member, specialist, truth = 1", justify="right")
@@ -191,7 +200,7 @@ def table(found: dict, name: str) -> Table:
         pick = (lambda a: float(np.mean(a))) if channel is None else (lambda a: float(a[channel]))  # noqa: B023
         cells = []
         for what in ("mse", "crps"):
-            for method in methods:
+            for method in METHODS:
                 value, low, high = interval(partial(relative, found, method, what, channel), cases)
                 cells.append(f"{value:.2f} ({low:.2f}-{high:.2f})")
         out.add_row(key, *cells, f"{pick(np.asarray(ratio)):.2f}", ", ".join(f"{pick(p):.2f}" for p in power))
@@ -201,9 +210,9 @@ def table(found: dict, name: str) -> Table:
 def figure(results: dict[str, dict]) -> Figure:
     """RMSE of every channel as a fraction of interpolation's, a panel a task."""
     out = Figure(figsize=(10, 6.2), layout="constrained")
-    for ax, (name, found) in zip(out.subplots(1, len(results), sharey=True), results.items(), strict=True):
+    for ax, (name, found) in zip(out.subplots(1, len(results), sharey=True, squeeze=False)[0], results.items()):
         keys, every = found["channels"], np.arange(len(found["cases"]))
-        for method, colour in (("posterior", "#0072b2"), ("specialist", "#d55e00"), ("climatology", "#999999")):
+        for method, colour in METHODS.items():
             values = [relative(found, method, "mse", i, every) for i in range(len(keys))]
             ax.plot(values, range(len(keys)), "o", color=colour, label=method, markersize=5)
         ax.axvline(1, color="#333333", linewidth=0.8)
@@ -212,7 +221,7 @@ def figure(results: dict[str, dict]) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="y", linewidth=0.3)
     out.axes[0].invert_yaxis()
-    out.legend(*out.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    out.legend(*out.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return out
 
 
@@ -221,10 +230,10 @@ def main(argv: list[str]) -> None:
     c = configuration.load(["--config", __file__, *argv])[0]
     folder = Path(c.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    say = (Console() if sys.stdout.isatty() else Console(width=190)).print
-    for name in TASKS:
+    say = (Console() if sys.stdout.isatty() else Console(width=220)).print
+    for name in c.tasks:
         Solver(c, name)  # what is wrong with any of the files shows before the first is worked on
-    results = {name: run(c, name, folder) for name in TASKS}
+    results = {name: run(c, name, folder) for name in c.tasks}
     for name, found in results.items():
         say(table(found, name))
     figure(results).savefig(folder / "settle.png", dpi=130, bbox_inches="tight")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import ACCUMULATIONS, Channel
 from wind_jax.sphere import Coarsening, coarsen
-from wind_jax.tasks.observation import Observation, observe
+from wind_jax.tasks.observation import Observation, chosen_variance, observe
 
 Video = Float[Array | np.ndarray, "t h w c"]
 Values = Mapping[str, Float[Array | np.ndarray, "_ _ _ _"]]
@@ -165,8 +165,6 @@ def _shape(y: Values) -> tuple[int, ...]:
 
 def _observation(operator, y, window, error, statistics, variance) -> Observation:
     """Of an operator on windows (t, h, w), after its result was compared with y."""
-    if variance not in ("nominal", "adaptive"):
-        raise ValueError(f'The guidance variance must be "nominal" or "adaptive", got {variance!r}.')
     y = {name: jnp.asarray(values) for name, values in y.items()}
     x = jax.ShapeDtypeStruct((*window, len(statistics.channels)), jnp.float32)
     expected = jax.eval_shape(operator, x)
@@ -174,7 +172,7 @@ def _observation(operator, y, window, error, statistics, variance) -> Observatio
         if values.shape != expected[name].shape:
             raise ValueError(f"y[{name!r}] has the shape {values.shape}, expected {expected[name].shape}.")
     nominal = {name: values**2 for name, values in error.items()}
-    return observe(operator, y, nominal if variance == "nominal" else "adaptive", statistics)
+    return observe(operator, y, chosen_variance(variance, nominal), statistics)
 
 
 def _positions(channels: Sequence[Channel], variables: Sequence[str]) -> dict[str, np.ndarray]:
