@@ -105,7 +105,7 @@ def asked(config: Mapping[str, Any]) -> str:
     """The task of a `config.json`, in words."""
     task = dict(config["task"])
     named = task.get("variables") and " and ".join(
-        ", ".join(plots.name(v, None) for v in task["variables"]).rsplit(", ", 1)
+        ", ".join(plots.name(v, None).lower() for v in task["variables"]).rsplit(", ", 1)
     )
     shares = {
         key: f"{100 * task[key]:g} %" if isinstance(task[key], int | float) else "various shares"

@@ -34,7 +34,10 @@ def viewer(folder: Path, task: str) -> tuple[dict, str]:
     leads = np.unique(np.linspace(0, truth.sizes["prediction_timedelta"] - 1, LEADS).round().astype(int))
     kept = min(members, MEMBERS)
     keys = headline(truth, FIELDS)
-    observed = (folder / "observations.zarr").exists()
+    if observed := (folder / "observations.zarr").exists():  # the field shown first is one that was observed
+        seen = xarray.open_zarr(folder / "observations.zarr", chunks=None)
+        nothing = lambda key: bool((seen[key[0]] if key[1] is None else seen[key[0]].sel(level=key[1])).isnull().all())
+        keys = sorted(keys, key=nothing)
     truth_is = "Event as imposed" if task == "warming" else "Truth"
     panels = [
         {"key": "truth", "title": truth_is, "scale": "value"},
