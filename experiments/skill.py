@@ -80,16 +80,22 @@ def rows(found: Sequence[scores.Record], lead: int | None, only: Sequence | None
     for key in rmse["posterior"]:
         if only is not None and key not in only:
             continue
+        record = records[key]
+        how = plots.display(record["variable"], record["unit"])
         values = [table.get(key) for by_method in (rmse, crps) for table in by_method.values()]
+        values = [None if value is None else how.factor * value for value in values]
         cells = [f"{value:.3g}" if value is not None else "" for value in values]
         for first in (0, len(methods)):  # the best of RMSE, and of CRPS, in bold
             some = [v for v in values[first : first + len(methods)] if v is not None]
             best = first + values[first : first + len(methods)].index(min(some))
             cells[best] = f"**{cells[best]}**"
-        record = records[key]
         spread = f"{ratio[key]:.2f}" if key in ratio else ""
-        out.append([plots.name(*key), record["unit"], *cells, spread, str(record.get("cases", ""))])
+        out.append([plots.name(*key), how.difference_unit, *cells, spread, str(record.get("cases", ""))])
     return out
+
+
+def spoken(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def methods_of(found: Sequence[scores.Record]) -> list[str]:
@@ -104,7 +110,7 @@ def markdown(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def table(found: Sequence[scores.Record], lead: int | None, only: Sequence | None = None) -> str:
     """Markdown of `rows`."""
     methods = methods_of(found)
-    headings = ["field", "unit", *(f"RMSE {m}" for m in methods), *(f"CRPS {m}" for m in methods)]
+    headings = ["field", "unit", *(f"{metric} {spoken(m)}" for metric in ("RMSE", "CRPS") for m in methods)]
     return markdown([*headings, "spread/skill", "cases"], rows(found, lead, only))
 
 
@@ -116,13 +122,14 @@ def leads_of(found: Sequence[scores.Record]) -> list[int | None]:
 
 def section(name: str, folder: Path) -> str:
     """What docs/skill.md says of a run."""
-    out = f"### {name}\n\nFrom `{folder}/scores.json`; settings in `config.json` beside it.\n\n"
+    source = "report.json" if name == "warming" else "scores.json"
+    out = f"### {name}\n\nFrom `{folder}/{source}`; settings in `config.json` beside it.\n\n"
     found = json.loads((folder / "scores.json").read_text())
     for lead in leads_of(found) if found else []:
         when = "" if lead is None else f"At {lead} h:\n\n"
         out += f"{when}{table(found, lead, HEADLINE)}\n<details><summary>all fields</summary>\n\n"
         out += f"{table(found, lead)}\n</details>\n\n"
-    if (folder / "report.json").exists() and name == "warming":
+    if name == "warming":
         out += storylines(json.loads((folder / "report.json").read_text()))
     return out
 
@@ -145,7 +152,7 @@ def methods_table(folders: dict[str, Path]) -> str:
     pick = lambda name, metric: scores.select(found[name], method="posterior", metric=metric)
     body = []
     for name in found:
-        cells = [name.removeprefix("sparse_obs_")]
+        cells = [f"`{name.removeprefix('sparse_obs_')}`"]
         for metric in ("rmse", "crps"):
             mine, base = pick(name, metric), pick("sparse_obs_mmps", metric)
             cells.append(f"{sum(mine[key] / base[key] for key in base) / len(base):.2f}")
@@ -162,7 +169,7 @@ def summary(folders: dict[str, Path]) -> str:
         for lead in leads_of(found) if found else []:
             at = lambda method, metric: scores.select(found, method=method, metric=metric, lead_hours=lead)  # noqa: B023
             others = [m for m in methods_of(found) if m != "posterior"]
-            cells = [name + ("" if lead is None else f", {lead} h"), ", ".join(others)]
+            cells = [spoken(name) + ("" if lead is None else f", {lead} h"), ", ".join(map(spoken, others))]
             for metric in ("rmse", "crps"):
                 mine = at("posterior", metric)
                 best = {key: min(v[key] for m in others if key in (v := at(m, metric))) for key in mine}
@@ -194,7 +201,10 @@ def main(argv: list[str]) -> None:
     methods = {name: folder for name, folder in folders.items() if name.startswith("sparse_obs_")}
     tasks = {name: folder for name, folder in folders.items() if name not in methods}
     text = "".join(section(name, folder) for name, folder in tasks.items())
-    text += "### Guidance methods\n\nOne case of sparse_obs, four members, the same noise.\n\n" + methods_table(methods)
+    text += (
+        f"### Guidance methods\n\nFrom `{c.workdir}/sparse_obs_*/scores.json`: one case of sparse_obs, four members, "
+    )
+    text += f"the same noise; means over all fields.\n\n{methods_table(methods)}"
     fill(c.docs, text)
     fill(c.readme, summary(tasks))
 
