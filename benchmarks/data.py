@@ -1,12 +1,17 @@
-"""Windows per second of the training pipeline, against plain tensorstore reads of the same bytes.
+"""Windows per second of the training pipeline, against plain tensorstore reads of the same chunks.
 
     python benchmarks/data.py [--times 50] [--latitudes 121] [--chunk 1] [--frames 5] [--batch_size 2] [--repeats 3]
 
 Makes an archive of all 70 channels as `wind_jax.data.prepare` lays it out (about 255 MB with the defaults; random
 values of half precision, which compress like rounded weather), reads each time of it once, in windows side by side
-and in random order, and removes it. A raw read asks tensorstore for a window's variables and drops them; as many
-windows are in flight as the pipeline has. The pipeline also puts the channels together, goes to model units, adds
-the forcings and makes batches.
+and in random order, and removes it. The pipeline makes batches in model units, checks that they are finite and adds the
+forcings. It is compared with two loops over tensorstore that do nothing more, with as many windows in flight:
+
+    raw    `read()` of each window, into memory that tensorstore allocates
+    into   reads into arrays made beforehand and used again and again: the fastest there is
+
+Both the time by the clock and that of the processor are given, per window; ratios are of runs that followed each other,
+as least, median and largest.
 
 Warm means from the operating system's page cache. Cold means that every file was dropped from that cache before the
 pass, by posix_fadvise: the disk's own cache, or the host's below a virtual machine, stays as it is.
@@ -17,7 +22,6 @@ import collections
 import functools
 import itertools
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -30,8 +34,9 @@ from measure import report
 
 from wind_jax.data.forcings import forcings
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.store import TIME_STEP, open_store
-from wind_jax.data.variables import LEVELS, PRESSURE_VARIABLES, SURFACE_VARIABLES, channels
+from wind_jax.data.pipeline import channel_chunk, compressor
+from wind_jax.data.store import STATE, TIME_STEP, open_store
+from wind_jax.data.variables import channels
 from wind_jax.data.windows import window_starts, windows
 
 IN_FLIGHT = 4
@@ -49,19 +54,19 @@ def write_archive(path: str) -> None:
     """Of random values, in chunks of `--chunk` times."""
     draw = np.random.default_rng(0)
     height, width = options.latitudes, 2 * (options.latitudes - 1)
+    keys = [c.key for c in channels()]
     coordinates = {
         "time": np.datetime64("2000-01-01", "ns") + np.arange(options.times) * TIME_STEP,
-        "level": list(LEVELS),
         "latitude": np.linspace(-90, 90, height),
         "longitude": np.arange(width) * 360 / width,
+        "channel": keys,
     }
-    for i, name in enumerate((*PRESSURE_VARIABLES, *SURFACE_VARIABLES)):
-        dims = [dim for dim in coordinates if dim != "level" or name in PRESSURE_VARIABLES]
-        shape = [len(coordinates[dim]) for dim in dims]
-        values = draw.standard_normal(shape, np.float32).astype(np.float16).astype(np.float32)
-        dataset = xarray.Dataset({name: (dims, np.abs(values))}, {dim: coordinates[dim] for dim in dims})
-        encoding = {name: {"chunks": (options.chunk, *shape[1:])}}
-        dataset.to_zarr(path, mode="a" if i else "w", zarr_format=2, encoding=encoding, consolidated=True)
+    count = channel_chunk(len(keys))
+    encoding = {STATE: {"chunks": (options.chunk, height, width, count), "compressors": (compressor(count),)}}
+    shape = [len(values) for values in coordinates.values()]
+    values = np.abs(draw.standard_normal(shape, np.float32).astype(np.float16).astype(np.float32))
+    dataset = xarray.Dataset({STATE: (list(coordinates), values, {"channels": keys})}, coordinates)
+    dataset.to_zarr(path, zarr_format=2, encoding=encoding, consolidated=True)
 
 
 def drop_from_cache(path: str) -> None:
@@ -73,20 +78,30 @@ def drop_from_cache(path: str) -> None:
         os.close(descriptor)
 
 
-def read_raw(arrays: list[ts.TensorStore], starts: Iterable[int]) -> None:
-    """Windows of all arrays, those of `IN_FLIGHT` batches at once."""
+def drain(batches: Iterable[list[ts.Future | ts.WriteFutures]]) -> None:
+    """Waits for the reads of batches, those of `IN_FLIGHT` at once."""
     waiting = collections.deque()
-    for start in starts:
-        waiting.append([array[start : start + options.frames].read() for array in arrays])
-        while len(waiting) > IN_FLIGHT * options.batch_size:
+    for batch in batches:
+        waiting.append(batch)
+        while len(waiting) > IN_FLIGHT:
             _ = [read.result() for read in waiting.popleft()]
-    _ = [read.result() for reads in waiting for read in reads]
+    _ = [read.result() for batch in waiting for read in batch]
 
 
-def seconds(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
+def raw(array: ts.TensorStore, starts: np.ndarray) -> list[ts.Future]:
+    return [array[start : start + options.frames].read() for start in starts.tolist()]
+
+
+def into(array: ts.TensorStore, states: np.ndarray, starts: np.ndarray) -> list[ts.WriteFutures]:
+    spans = [ts.d[0][start : start + options.frames].translate_to[0] for start in starts.tolist()]
+    return [ts.array(window).write(array[span]) for window, span in zip(states, spans)]
+
+
+def clocks(run: Callable[[], None]) -> np.ndarray:
+    """Seconds by the clock, and of all cores together."""
+    began = np.array([time.perf_counter(), time.process_time()])
     run()
-    return time.perf_counter() - began
+    return np.array([time.perf_counter(), time.process_time()]) - began
 
 
 with tempfile.TemporaryDirectory(prefix="wind_jax-bench-") as folder:
@@ -101,13 +116,12 @@ with tempfile.TemporaryDirectory(prefix="wind_jax-bench-") as folder:
     pipeline = windows(store, units, inputs, batch_size=options.batch_size, repeat=False, **size)
     starts = window_starts(store.times, **size)
     count = len(starts) // options.batch_size * options.batch_size
-    order = np.random.default_rng(1).permutation(starts)[:count].tolist()
-    arrays = [
-        ts.open({"driver": "zarr", "kvstore": f"file://{path}/{name}/"}, open=True).result()
-        for name in dict.fromkeys(c.name for c in chosen)
-    ]
+    order = np.random.default_rng(1).permutation(starts)[:count].reshape(-1, options.batch_size)
+    array = ts.open({"driver": "zarr", "kvstore": f"file://{path}/{STATE}/"}, open=True).result()
+    ring = np.ones((IN_FLIGHT + 1, *order.shape[1:], options.frames, *array.shape[1:]), np.float32)
     readers = {
-        "raw": lambda: read_raw(arrays, order),
+        "raw": lambda: drain(raw(array, batch) for batch in order),
+        "into": lambda: drain(into(array, *each) for each in zip(itertools.cycle(ring), order)),
         "pipeline": lambda: collections.deque(pipeline, maxlen=0),
     }
     megabytes = 4e-6 * options.frames * len(chosen) * store.grid.shape[0] * store.grid.shape[1]
@@ -120,10 +134,14 @@ with tempfile.TemporaryDirectory(prefix="wind_jax-bench-") as folder:
         for _, (name, run) in itertools.product(range(options.repeats), readers.items()):
             if state == "cold":
                 drop_from_cache(path)
-            taken[name].append(seconds(run))
-        median = {name: statistics.median(values) for name, values in taken.items()}
+            taken[name].append(clocks(run))
+        spread = lambda values: np.quantile(values, [0, 0.5, 1], axis=0).T.round(3).tolist()
         result[state] = {
-            name: {"windows_per_s": count / median[name], "MB_per_s": count * megabytes / median[name]}
-            for name in readers
-        } | {"pipeline_of_raw": median["raw"] / median["pipeline"], "seconds": dict(taken)}
+            name: dict(zip(("ms", "processor_ms"), spread(1e3 * np.array(values) / count)))
+            | {"MB_per_s": count * megabytes / np.median(values, axis=0)[0]}
+            for name, values in taken.items()
+        }
+        for name in ("raw", "into"):
+            ratios = np.array(taken[name]) / np.array(taken["pipeline"])
+            result[state][f"pipeline_of_{name}"] = dict(zip(("clock", "processor"), spread(ratios)))
 report(result)

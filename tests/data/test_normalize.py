@@ -108,6 +108,14 @@ def test_negative_precipitation_counts_as_none_and_gradients_are_finite():
     assert np.isfinite(jax.grad(lambda x: STATISTICS.normalize(x).sum())(jnp.asarray(x))).all()
 
 
+def test_in_place():
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    expected = np.stack([STATISTICS.normalize(cell) for cell in x.reshape(-1, 5)]).reshape(x.shape)
+    np.testing.assert_array_equal(STATISTICS.normalize(x), expected)
+    assert STATISTICS.normalize(x, out=x) is x
+    np.testing.assert_array_equal(x, expected)
+
+
 @pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
 def test_what_operators_see_and_files_hold_is_never_negative(xp):
     """Rain below 0 counts as 0; its derivative is that of the rain itself, and other channels are as they are."""

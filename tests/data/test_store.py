@@ -8,12 +8,14 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import synthetic
+import xarray
 
 from wind_jax.data.store import in_period, open_store
 from wind_jax.data.variables import channels
 
 TIMES = synthetic.times(12)
 CHANNELS = channels(["temperature", "geopotential", "2m_temperature"], [300, 850])  # not neighbouring levels
+EVERY = channels(["temperature", "geopotential", "2m_temperature"], [300, 500, 850])
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,14 @@ def double(dataset):
     return dataset.astype(np.float64)
 
 
+def prepared(dataset):
+    """As `prepare` writes it: one array of all channels, of which the test wants some."""
+    fields = [dataset[c.name].sel(level=c.level, drop=True) if c.level else dataset[c.name] for c in EVERY]
+    state = xarray.concat(fields, "channel", coords="minimal").transpose(..., "channel").rename("state")
+    state = state.assign_attrs(channels=[c.key for c in EVERY])
+    return xarray.merge([state, dataset["land_sea_mask"]])
+
+
 def check(path, dataset, states):
     store = open_store(path, CHANNELS)
     np.testing.assert_array_equal(store.grid.latitude, synthetic.LATITUDE)
@@ -72,7 +82,7 @@ def test_zarr_formats(tmp_path, dataset, states, zarr_format, consolidated):
 
 @pytest.mark.parametrize(
     "layout",
-    [flipped, longitude_first, level_last, west_of_greenwich, shuffled_levels, double],
+    [flipped, longitude_first, level_last, west_of_greenwich, shuffled_levels, double, prepared],
     ids=lambda f: f.__name__,
 )
 def test_every_layout_reads_the_same(tmp_path, dataset, states, layout):
@@ -86,6 +96,14 @@ def test_memory_and_pickle(tmp_path, dataset, states, in_memory):
     copy = pickle.loads(pickle.dumps(store))
     assert copy.in_memory == in_memory
     np.testing.assert_array_equal(copy.read(3, 6), states[3:9])
+    several = np.zeros((3, 2, *states.shape[1:]), np.float32)
+    store.read_into(several, np.array([7, 0, 7]))
+    np.testing.assert_array_equal(several, states[[[7, 8], [0, 1], [7, 8]]])
+
+
+def test_large_values_are_finite(tmp_path, dataset):
+    path = synthetic.write(dataset.assign(geopotential=dataset["geopotential"] * 1e30), tmp_path / "a.zarr")
+    assert open_store(path, CHANNELS).read(3, 4).max() > 1e30
 
 
 def test_half_precision_reads_as_float32(tmp_path, dataset):
@@ -183,6 +201,11 @@ def without(name):
         (lambda d: d.isel(longitude=slice(0, 4)), "steps of 360 / 4"),
         (lambda d: d.isel(latitude=[0, 2, 1]), "latitude must ascend"),
         (lambda d: d.assign(temperature=d["temperature"].assign_attrs(scale_factor=2.0)), "packed"),
+        (lambda d: prepared(d).transpose("time", "channel", ...), r"'state' in .* \('time', 'channel', 'latitude'"),
+        (
+            lambda d: xarray.merge([prepared(d)["state"].assign_attrs(channels=["temperature_300"] * 7)]),
+            "no channel 'temperature_850'; it has temperature_300",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_at_opening(tmp_path, dataset, change, message):
@@ -242,6 +265,9 @@ def test_archives_are_joined_in_time(tmp_path):
     np.testing.assert_array_equal(joined.read(0, 18), whole)
     np.testing.assert_array_equal(joined.read(8, 5), whole[8:13])
     np.testing.assert_array_equal(joined.read(12, 2), whole[12:14])
+    several = np.zeros((2, 5, *whole.shape[1:]), np.float32)
+    joined.read_into(several, np.array([11, 7]))
+    np.testing.assert_array_equal(several, [whole[11:16], whole[7:12]])
     np.testing.assert_array_equal(joined.static("land_sea_mask"), parts[0].static("land_sea_mask"))
     with pytest.raises(ValueError, match="cannot read"):
         joined.read(16, 3)

@@ -6,12 +6,13 @@ import itertools
 import numpy as np
 import pytest
 import synthetic
+import xarray
 
 from wind_jax.data.forcings import forcings, static_forcings
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import channels
-from wind_jax.data.windows import window_starts, windows
+from wind_jax.data.windows import Recycler, window_starts, windows
 
 CHANNELS = channels(["temperature", "total_precipitation_6hr"], [500, 850])
 FRAMES = 3
@@ -116,14 +117,39 @@ def test_state_resumes_exactly_with_any_number_of_workers(archive):
             np.testing.assert_array_equal(got[key], want[key])
 
 
-def test_layout_of_the_archive_makes_no_difference(archive, tmp_path):
-    """Chunks of one time, as `prepare` makes them, instead of eight."""
-    _, statistics, inputs = archive
-    synthetic.write_archive(tmp_path / "b.zarr", TIMES, time_chunk=1, zarr_format=3)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_layout_of_the_archive_makes_no_difference(archive, tmp_path, prepared):
+    """Chunks of one time instead of eight; or one array of all channels, as `prepare` makes it."""
+    store, statistics, inputs = archive
+    if prepared:
+        coordinates = {"time": TIMES, "latitude": synthetic.LATITUDE, "longitude": synthetic.LONGITUDE}
+        state = (*coordinates, "channel"), store.read(0, 40), {"channels": [c.key for c in CHANNELS]}
+        synthetic.write(xarray.Dataset({"state": state}, coordinates), tmp_path / "b.zarr", time_chunk=1)
+    else:
+        synthetic.write_archive(tmp_path / "b.zarr", TIMES, time_chunk=1, zarr_format=3)
     other = open_store(tmp_path / "b.zarr", CHANNELS), statistics, inputs
     for want, got in itertools.islice(zip(stream(archive), stream(other)), 10):
         for key in want:
             np.testing.assert_array_equal(got[key], want[key])
+
+
+def test_batches_that_are_kept_stay_as_they_were(archive):
+    """Though memory is used again."""
+    store, statistics, _ = archive
+    for batch in list(itertools.islice(stream(archive), 15)):
+        expected = [statistics.normalize(store.read(int(start), FRAMES)) for start in batch["start"]]
+        np.testing.assert_array_equal(batch["x"], expected)
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
+    recycler = Recycler()
+    array = recycler.empty((3, 4))
+    address, part = array.ctypes.data, array[1:].T
+    del array
+    other = recycler.empty((3, 4))
+    assert not np.shares_memory(part, other)
+    del part
+    assert recycler.empty((3, 4)).ctypes.data == address
 
 
 def test_wrong_arguments(archive):

@@ -107,9 +107,12 @@ class Archive:
             raise ValueError(f"{self.path} has no variable {name!r}; it has {', '.join(self.names)}")
         return self._metadata[name][0]
 
-    def open(self, name: str) -> ts.Future:
+    def attributes(self, name: str) -> dict[str, Any]:
         self.dims(name)
-        if packed := {"scale_factor", "add_offset"}.intersection(self._metadata[name][1]):
+        return self._metadata[name][1]
+
+    def open(self, name: str) -> ts.Future:
+        if packed := {"scale_factor", "add_offset"}.intersection(self.attributes(name)):
             raise ValueError(f"{name!r} in {self.path} is packed ({', '.join(sorted(packed))}); rewrite it as float32")
         kvstore = (self._store / f"{name}/").spec().to_json()
         return ts.open({"driver": self._driver, "kvstore": kvstore}, context=self._context, open=True, read=True)

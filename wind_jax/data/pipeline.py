@@ -22,8 +22,8 @@ from jaxtyping import Float
 
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.store import STATIC_VARIABLES, Store
-from wind_jax.data.variables import CF_ATTRIBUTES, Channel
+from wind_jax.data.store import STATE, STATIC_VARIABLES, Store
+from wind_jax.data.variables import Channel
 from wind_jax.files import is_url, join, read_bytes, write_bytes
 from wind_jax.progress import Progress
 from wind_jax.sphere import Coarsening, Grid, area_weights, coarsen
@@ -40,7 +40,9 @@ BLOCKS, MOMENTS = "blocks", "moments.npy"
 """Files beside the arrays, only until the archive is whole."""
 
 _BLOCK_FRAMES = 64  # at least, in what is done over when a worker dies; frames at its two ends are read twice
-_PIECE_BYTES = 256 * 2**20  # of one variable, read and written at once
+_PIECE_BYTES = 256 * 2**20  # of the channels of one chunk, read and written at once
+_ELEMENT_BYTES = 255  # the longest that Blosc shuffles
+_BLOCK_CELLS = 4096  # what Blosc compresses by itself, in cells: about half a megabyte
 _STATE, _CHANGE, _ANOMALY = range(3)  # first axis of moments
 
 
@@ -62,7 +64,7 @@ class Job:
     Attributes:
         source: path or URL of the archive that is read.
         folder: path or URL of the one being made.
-        channels: of its states, each variable's together.
+        channels: of its states.
         first: index in the source of its first time.
         times: (n,) its times.
         grid: its grid.
@@ -85,11 +87,13 @@ class Job:
     chunk: int
     source_chunk: int
 
-    def of(self, name: str) -> np.ndarray:
-        """Positions of a variable's channels."""
-        return np.flatnonzero([c.name == name for c in self.channels])
+    @property
+    def groups(self) -> list[slice]:
+        """Positions of the channels of each chunk."""
+        length = channel_chunk(len(self.channels))
+        return [slice(first, first + length) for first in range(0, len(self.channels), length)]
 
-    def states(self, store: Store, start: int, stop: int, where: np.ndarray) -> Float[np.ndarray, "t h w c"]:
+    def states(self, store: Store, start: int, stop: int, where: slice) -> Float[np.ndarray, "t h w c"]:
         """Coarse and rounded states of times start ... stop, of the channels of a store of the source."""
         states = store.read(self.first + start, stop - start)
         if self.coarsening:
@@ -106,6 +110,26 @@ class Job:
             if at - cuts[-1] >= least and (not aligned or (self.first + at) % self.source_chunk == 0):
                 cuts.append(at)
         return list(pairwise([*cuts, stop]))
+
+
+def channel_chunk(count: int) -> int:
+    """Channels in a chunk: as many as make one element of Blosc, in equal parts.
+
+    >>> channel_chunk(25), channel_chunk(70)
+    (25, 35)
+    """
+    return math.ceil(count / math.ceil(4 * count / _ELEMENT_BYTES))
+
+
+def compressor(channels: int) -> numcodecs.Blosc:
+    """Of chunks (time, latitude, longitude, channels) of float32.
+
+    All channels of a cell are one element, so that the shuffle brings the values of each channel together. Read many
+    times, written once: zstd is a tenth smaller and two to three times slower to read (docs/data.md).
+    """
+    size = 4 * channels
+    shuffle = numcodecs.Blosc.BITSHUFFLE
+    return numcodecs.Blosc("lz4", clevel=5, shuffle=shuffle, blocksize=size * _BLOCK_CELLS, typesize=size)
 
 
 def round_to(x: Float[np.ndarray, "*batch c"], quanta: Float[np.ndarray, "c"]) -> Float[np.ndarray, "*batch c"]:
@@ -144,9 +168,8 @@ class WriteBlock:
         self._job, self._template = job, template
 
     @cached_property
-    def _stores(self) -> dict[str, Store]:
-        names = dict.fromkeys(c.name for c in self._job.channels)
-        return {name: Store(self._job.source, [c for c in self._job.channels if c.name == name]) for name in names}
+    def _stores(self) -> list[Store]:
+        return [Store(self._job.source, self._job.channels[group]) for group in self._job.groups]
 
     @cached_property
     def _climatology(self) -> Climatology | None:
@@ -156,26 +179,24 @@ class WriteBlock:
         mark = join(self._job.folder, f"{BLOCKS}/{block[0]}.npy")
         if done := read_bytes(mark):
             return np.load(io.BytesIO(done))
-        moments = np.concatenate([self._write(name, *block) for name in self._stores], axis=-1)
+        parts = [self._write(store, group, *block) for store, group in zip(self._stores, self._job.groups)]
+        moments = np.concatenate(parts, axis=-1)
         write_bytes(mark, _to_bytes(moments))
         return moments
 
-    def _write(self, name: str, start: int, stop: int) -> np.ndarray:
-        job, store, where = self._job, self._stores[name], self._job.of(name)
+    def _write(self, store: Store, where: slice, start: int, stop: int) -> np.ndarray:
+        job = self._job
         transform, weights = transformation(store.channels), cell_weights(job.grid)
         climatology = self._climatology.select(store.channels) if self._climatology else None
-        frame_bytes = 4 * where.size * math.prod(store.grid.shape)
+        frame_bytes = 4 * len(store.channels) * math.prod(store.grid.shape)
         parts, previous = [], None
         for begin, end in job.cuts(start, stop, max(1, _PIECE_BYTES // frame_bytes)):
             states = job.states(store, begin, end, where)
-            variable = (
-                self._template[name].dims,
-                np.moveaxis(states, -1, 1).reshape((end - begin, *self._template[name].shape[1:])),
-            )
-            key = xbeam.Key({"time": begin}, {name})
-            xbeam.write_chunk_to_zarr(key, xarray.Dataset({name: variable}), job.folder, self._template)
+            key = xbeam.Key({"time": begin, "channel": where.start}, {STATE})
+            piece = xarray.Dataset({STATE: (self._template[STATE].dims, states)})
+            xbeam.write_chunk_to_zarr(key, piece, job.folder, self._template)
             for time, state in zip(job.times[begin:end], states):
-                x, moments = transform(state), np.zeros((3, 3, where.size))
+                x, moments = transform(state), np.zeros((3, 3, len(store.channels)))
                 moments[_STATE] = frame_moments(x, weights)
                 if previous is not None:
                     moments[_CHANGE] = frame_moments(x - previous, weights)
@@ -239,38 +260,34 @@ def run(job: Job, beam_options: Sequence[str]) -> Statistics:
 
 def _template(job: Job) -> xarray.Dataset:
     """The archive without its states."""
-    levels = sorted({c.level for c in job.channels if c.level is not None})
+    keys = [c.key for c in job.channels]
     coordinates = {
         "time": ("time", job.times, {"standard_name": "time", "axis": "T"}),
-        "level": ("level", levels, {"standard_name": "air_pressure", "units": "hPa", "positive": "down"}),
         "latitude": ("latitude", job.grid.latitude, {"standard_name": "latitude", "units": "degrees_north"}),
         "longitude": ("longitude", job.grid.longitude, {"standard_name": "longitude", "units": "degrees_east"}),
+        "channel": ("channel", keys, {"long_name": "variable, with its pressure in hPa"}),
     }
-    dataset = xarray.Dataset(coords={k: v for k, v in coordinates.items() if levels or k != "level"})
-    for name in dict.fromkeys(c.name for c in job.channels):
-        where = job.of(name)
-        surface = job.channels[where[0]].level is None
-        dims = [dim for dim in coordinates if not (surface and dim == "level")]
-        attributes = {"units": job.channels[where[0]].units, "long_name": CF_ATTRIBUTES[name]["long_name"]}
-        if job.quanta is not None:
-            attributes["rounded_to_multiples_of"] = job.quanta[where].tolist()
-        shape = [dataset.sizes[dim] for dim in dims]
-        dataset[name] = dims, np.broadcast_to(np.float32(0), shape), attributes  # takes no memory
+    dataset = xarray.Dataset(coords=coordinates)
+    attributes = {"channels": keys, "channel_units": [c.units for c in job.channels]}
+    if job.quanta is not None:
+        attributes["rounded_to_multiples_of"] = job.quanta.tolist()
+    zeros = np.broadcast_to(np.float32(0), [dataset.sizes[dim] for dim in coordinates])  # takes no memory
+    dataset[STATE] = list(coordinates), zeros, attributes
     return xbeam.make_template(dataset)
 
 
 def create(job: Job, store: Store) -> None:
     """Metadata, coordinates and static fields; what is there of the states stays."""
     template = _template(job)
-    names = list(template.data_vars)
     for name, units in zip(STATIC_VARIABLES, ("1", "1", "m2 s-2")):
         if store.has(name):
             template[name] = ("latitude", "longitude"), _static(store, name, job.coarsening), {"units": units}
-    # Read many times, written once: zstd is a tenth smaller and three times slower to read (docs/data.md).
-    compressor = numcodecs.Blosc(cname="lz4", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
-    encoding = {name: {"compressors": (compressor,)} for name in names}
-    encoding["time"] = {"units": "hours since 1900-01-01", "dtype": "int64"}
-    xbeam.setup_zarr(template, job.folder, {"time": job.chunk}, zarr_format=2, encoding=encoding)
+    count = channel_chunk(len(job.channels))
+    encoding = {
+        STATE: {"compressors": (compressor(count),)},
+        "time": {"units": "hours since 1900-01-01", "dtype": "int64"},
+    }
+    xbeam.setup_zarr(template, job.folder, {"time": job.chunk, "channel": count}, zarr_format=2, encoding=encoding)
 
 
 def _static(store: Store, name: str, reduction: Coarsening | None) -> Float[np.ndarray, "h w"]:
@@ -319,7 +336,7 @@ def _progress(folder: str, total: int) -> Iterator[None]:
 
     def watch() -> None:
         seen = 0
-        with Progress("Preparing", total, "block", log_every=60.0) as bar:
+        with Progress("Preparing", total, "block") as bar:
             while True:
                 done = over.wait(10 if is_url(folder) else 1)
                 files.invalidate_cache()

@@ -2,10 +2,10 @@
 
     python -m wind_jax.data.prepare --data gs://... --out era5.zarr --period 1979 2015 --chunk 1 --rounding 1e-3
 
-What comes out is again a Zarr of the WeatherBench2 schema, which `open_store` and any other reader of it take: each
-variable in chunks of a few times with all its levels and the whole globe, beside the static fields and
-`statistics.json`. One pass over the source does all of it, a block of times on a worker at a time (`docs/data.md`).
-Everything after `--` goes to Beam, which runs it here or on Dataflow, Flink or Spark.
+What comes out is a Zarr with one array `state` (time, latitude, longitude, channel) in chunks of a few times and the
+whole globe, beside the static fields and `statistics.json`: `open_store` and xarray read it. One pass over the source
+does all of it, a block of times on a worker at a time (`docs/data.md`). Everything after `--` goes to Beam, which runs
+it here or on Dataflow, Flink or Spark.
 
 A block that is written leaves a file with its moments, so that a run that was killed and is given again writes what
 is missing. The archive is made in a folder beside its place and put there when it is whole.
@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-import tensorstore as ts
 from jaxtyping import Float
 
 from wind_jax.data.normalize import Statistics
@@ -27,6 +26,7 @@ from wind_jax.data.pipeline import (
     MOMENTS,
     Job,
     cell_weights,
+    channel_chunk,
     check_installed,
     create,
     file_system,
@@ -106,6 +106,7 @@ def prepare(
         "variables": list(dict.fromkeys(c.name for c in wanted)),
         "levels": sorted({c.level for c in wanted if c.level is not None}),
         "chunk": chunk,
+        "channel_chunk": channel_chunk(len(wanted)),
         "rounding": rounding,
         "climatology": climatology,
     }
@@ -123,7 +124,7 @@ def prepare(
         write_bytes(join(folder, SETTINGS), (json.dumps({**settings, "quanta": quanta}, indent=1) + "\n").encode())
     quanta = None if quanta is None else np.array(quanta, np.float32)
     job = Job(
-        source, folder, wanted, int(inside[0]), times, grid, reduction, quanta, climatology, chunk, _time_chunk(store)
+        source, folder, wanted, int(inside[0]), times, grid, reduction, quanta, climatology, chunk, store.time_chunk
     )
     if missing := [name for name in STATIC_VARIABLES if not store.has(name)]:
         say(f"{source} has no {', '.join(missing)}: neither will {target}.")
@@ -148,14 +149,6 @@ def _quanta(store: Store, inside: np.ndarray, reduction: Coarsening | None, roun
     # d log10(1000 tp + 1) is at most 1000 / ln 10 d tp, at tp = 0.
     slope = np.array([1000 / np.log(10) if c.transform == "log_precipitation" else 1.0 for c in store.channels])
     return np.exp2(np.floor(np.log2(2 * rounding * change / slope))).astype(np.float32)
-
-
-def _time_chunk(store: Store) -> int:
-    """Times in one chunk of an archive, of the variable with the most."""
-    root = store.path if is_url(store.path) else f"file://{os.path.abspath(store.path)}"
-    names = {c.name for c in store.channels}
-    arrays = [ts.open({"driver": "auto", "kvstore": f"{join(root, name)}/"}) for name in names]
-    return max(array.result().chunk_layout.read_chunk.shape[0] for array in arrays)
 
 
 def _check_times(times: np.ndarray, source: str) -> None:

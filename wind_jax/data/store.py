@@ -3,15 +3,17 @@
 The archive may lie on disk or behind gs://, s3:// or http(s)://, be Zarr version 2 or 3 with or without
 consolidated metadata, hold latitude and longitude in either order and direction, and be float16, float32 or
 float64. What is read from it is always float32, (time, latitude, longitude, channel), south to north.
+
+An archive made by `prepare` holds its states like that already, as one array of all channels.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from wind_jax.data.archive import RETRIES, Archive, Retries
 from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, Channel
@@ -21,9 +23,11 @@ from wind_jax.sphere import Grid
 TIME_STEP = np.timedelta64(6, "h")
 """Time between consecutive frames everywhere in the package."""
 
+STATE = "state"
+"""Array (time, latitude, longitude, channel) of a prepared archive; its attribute `channels` lists their keys."""
 STATIC_VARIABLES = ("land_sea_mask", "soil_type", "geopotential_at_surface")
 COORDINATES = ("time", "level", "latitude", "longitude")
-_KNOWN = (*COORDINATES, *PRESSURE_VARIABLES, *SURFACE_VARIABLES, *STATIC_VARIABLES)
+_KNOWN = (*COORDINATES, STATE, *PRESSURE_VARIABLES, *SURFACE_VARIABLES, *STATIC_VARIABLES)
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -53,9 +57,11 @@ class Store:
         if len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
         self._archive = Archive(self.path, _KNOWN, retries)
-        on_levels = any(c.level is not None for c in self.channels)
+        prepared = STATE in self._archive.names
+        self._keys = self._archive.attributes(STATE)["channels"] if prepared else None
+        on_levels = not prepared and any(c.level is not None for c in self.channels)
         self._levels = self._archive.coordinate("level") if on_levels else np.array([])
-        self._check_variables()
+        (self._check_state if prepared else self._check_variables)()
 
         self.times = self._archive.times()
         latitude = self._archive.coordinate("latitude")
@@ -77,8 +83,6 @@ class Store:
     def read(self, start: int, frames: int) -> Float[np.ndarray, "t h w c"]:
         """States of consecutive times in physical units.
 
-        All variables are read at once, so their latencies overlap.
-
         Args:
             start: index into `times`.
             frames: how many.
@@ -87,23 +91,45 @@ class Store:
             ValueError: beyond the archive, a read that fails for good (see `Retries`), an archive that has changed
                 (see `check_unchanged`), or a value that is not finite (its variable and time are named).
         """
-        if frames < 1 or start < 0 or start + frames > len(self):
-            raise ValueError(f"cannot read {frames} frames from index {start}: {self.path} has {len(self)} times")
         if self._states is not None:
+            self._check_range(start, frames)
             return self._states[start : start + frames]
-        first, last = np.datetime_as_string(self.times[[start, start + frames - 1]], unit="h")
-        states = np.empty((frames, *self.grid.shape, len(self.channels)), np.float32)
+        states = np.empty((max(frames, 0), *self.grid.shape, len(self.channels)), np.float32)
+        self.read_into(states[None], np.array([start]))
+        return states
+
+    def read_into(self, states: Float[np.ndarray, "b t h w c"], starts: Int[np.ndarray, "b"]) -> None:
+        """As `read`, from several starts into given float32 arrays; all at once, so that latencies overlap."""
+        for finish in [self._begin(start, window) for start, window in zip(starts.tolist(), states)]:
+            finish()
+
+    def _begin(self, start: int, states: Float[np.ndarray, "t h w c"]) -> Callable[[], None]:
+        """Begins to read into `states`; what it returns waits for the end and checks the values."""
+        self._check_range(start, len(states))
+        span = slice(start, start + len(states))
+        if self._states is not None:
+            states[...] = self._states[span]
+            return lambda: None
         # Chunks go straight into place, by threads of tensorstore that do not need the interpreter.
-        target, span = ts.array(states), ts.d[0][start : start + frames]
+        target = ts.array(states)
         reads = {
-            name: target[ts.d[3][where].translate_to[0]].write(array[span.translate_to[0]])
+            name: target[ts.d[3][where].translate_to[0]].write(array[ts.d[0][span].translate_to[0]])
             for name, (where, array) in self._fields.items()
         }
-        for _ in self._archive.results(reads, f" at {first} to {last}"):
-            pass
-        states = self._oriented(states)
-        self._check_finite(states, start)
-        return states
+
+        def finish() -> None:
+            first, last = np.datetime_as_string(self.times[span][[0, -1]], unit="h")
+            for _ in self._archive.results(reads, f" at {first} to {last}"):
+                pass
+            if self._roll:
+                states[...] = states[:, :, self._columns]
+            self._check_finite(states, start)
+
+        return finish
+
+    def _check_range(self, start: int, frames: int) -> None:
+        if frames < 1 or start < 0 or start + frames > len(self):
+            raise ValueError(f"cannot read {frames} frames from index {start}: {self.path} has {len(self)} times")
 
     def blocks(self, indices: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Streams the states at ascending time indices, for statistics of long archives.
@@ -146,11 +172,26 @@ class Store:
                 f"{name!r} in {self.path} has dimensions {dims}; a static field has latitude and longitude"
             )
         axes = [dims.index("latitude"), dims.index("longitude")]
-        values = np.transpose(self._archive.read(name), axes)
-        field = np.ascontiguousarray(self._oriented(values[None, :, :, None])[0, :, :, 0], np.float32)
+        values = np.transpose(self._archive.read(name), axes)[:: -1 if self._flip else 1, self._columns]
+        field = np.ascontiguousarray(values, np.float32)
         if not np.isfinite(field).all():
             raise ValueError(f"static field {name!r} in {self.path} has values that are not finite")
         return field
+
+    @property
+    def time_chunk(self) -> int:
+        """Times in one chunk, of the array with the most."""
+        return max(array.chunk_layout.read_chunk.shape[0] for _, array in self._fields.values())
+
+    def _check_state(self) -> None:
+        """The one array of a prepared archive has every channel, and a name for each of its own."""
+        dims = self._archive.dims(STATE)
+        if dims != ("time", "latitude", "longitude", "channel"):
+            raise ValueError(
+                f"{STATE!r} in {self.path} has dimensions {dims}; expected time, latitude, longitude and channel"
+            )
+        if missing := [c.key for c in self.channels if c.key not in self._keys]:
+            raise ValueError(f"{self.path} has no channel {missing[0]!r}; it has {', '.join(self._keys)}")
 
     def _check_variables(self) -> None:
         """Every channel's variable exists and has the right dimensions and levels."""
@@ -169,12 +210,14 @@ class Store:
                 )
 
     def _open_fields(self) -> dict[str, tuple[slice | list[int], ts.TensorStore]]:
-        """By variable: its positions on the channel axis, and its array as (time, h, w, channel)."""
-        names = list(dict.fromkeys(c.name for c in self.channels))
-        opened = {name: self._archive.open(name) for name in names}
+        """By array: positions of its fields on the channel axis, and itself as (time, h, w, channel) of these."""
+        positions: dict[str, list[int]] = {}
+        for i, c in enumerate(self.channels):
+            positions.setdefault(c.name if self._keys is None else STATE, []).append(i)
+        opened = {name: self._archive.open(name) for name in positions}
         fields = {}
         for name, array in self._archive.results(opened):
-            where = np.array([i for i, c in enumerate(self.channels) if c.name == name])
+            where = positions[name]
             dims = self._archive.dims(name)
             for dim, size in zip(("time", "latitude", "longitude"), (len(self), *self.grid.shape)):
                 if array.shape[dims.index(dim)] != size:
@@ -183,23 +226,25 @@ class Store:
                         f"but coordinate {dim!r} has {size} values"
                     )
             axes = [dims.index(dim) for dim in ("time", "latitude", "longitude")]
-            if "level" in dims:
-                wanted = [int(np.flatnonzero(self._levels == self.channels[i].level)[0]) for i in where]
-                array = array[ts.d[dims.index("level")][_as_slice(wanted)]]
-                array = array.transpose([*axes, dims.index("level")])
+            if len(dims) == 4:
+                (last,) = {*range(4)}.difference(axes)
+                wanted = [self._position(self.channels[i]) for i in where]
+                array = array[ts.d[last][_as_slice(wanted)]].transpose([*axes, last])
             else:
                 array = array.transpose(axes)[..., ts.newaxis]
-            array = ts.cast(array, ts.float32)[ts.d[:].translate_to[0]]
-            fields[name] = _as_slice(where.tolist()), array
+            array = ts.cast(array, ts.float32)[ts.d[1][:: -1 if self._flip else 1]]
+            fields[name] = _as_slice(where), array[ts.d[:].translate_to[0]]
         return fields
 
-    def _oriented(self, values: np.ndarray) -> np.ndarray:
-        """(time, latitude, longitude, channel) of the file turned south to north, longitude ascending."""
-        values = values[:, ::-1] if self._flip else values
-        return values[:, :, self._columns] if self._roll else values
+    def _position(self, channel: Channel) -> int:
+        """Where its array holds a channel: on the axis of channels, or of levels."""
+        if self._keys is not None:
+            return self._keys.index(channel.key)
+        return int(np.flatnonzero(self._levels == channel.level)[0])
 
     def _check_finite(self, states: np.ndarray, start: int) -> None:
-        if np.isfinite(states).all():
+        # The sum of squares is finite only if all values are; where it overflows, they are looked at.
+        if np.isfinite(np.vdot(states, states)) or np.isfinite(states).all():
             return
         self.check_unchanged()
         t, _, _, c = np.argwhere(~np.isfinite(states))[0]
@@ -245,22 +290,27 @@ class JoinedStore(Store):
         self.channels, self.grid, self.in_memory = first.channels, first.grid, first.in_memory
         self.retries = first.retries
         self.times = np.concatenate([store.times for store in stores])
+        self._states = None
         self._stores = tuple(stores)
-        self._ends = np.cumsum([len(store) for store in stores])
+        self._bounds = [0, *np.cumsum([len(store) for store in stores]).tolist()]
 
     def __reduce__(self):
         return JoinedStore, (self._stores,)
 
-    def read(self, start: int, frames: int) -> Float[np.ndarray, "t h w c"]:
-        """As `Store.read`; a read across the end of an archive is put together."""
+    def _begin(self, start: int, states: Float[np.ndarray, "t h w c"]) -> Callable[[], None]:
+        """As `Store._begin`; a read across the end of an archive is put together."""
+        self._check_range(start, len(states))
         parts = []
-        while frames > 0:
-            which = min(int(np.searchsorted(self._ends, start, side="right")), len(self._stores) - 1)
-            store, local = self._stores[which], start - int(self._ends[which]) + len(self._stores[which])
-            count = min(frames, max(len(store) - local, 1))  # beyond the last archive its own error says so
-            parts.append(store.read(local, count))
-            start, frames = start + count, frames - count
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        for store, (first, end) in zip(self._stores, pairwise(self._bounds)):
+            low, high = max(first, start), min(end, start + len(states))
+            if low < high:
+                parts.append(store._begin(low - first, states[low - start : high - start]))
+
+        def finish() -> None:
+            for part in parts:
+                part()
+
+        return finish
 
     def check_unchanged(self) -> None:
         """As `Store.check_unchanged`, of each archive."""

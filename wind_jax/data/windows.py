@@ -5,11 +5,14 @@ windows, and process p of P takes every P-th window of the stream, from the p-th
 on the number of processes, and resumes exactly.
 """
 
+import math
+import weakref
+from collections import deque
 from collections.abc import Callable
 
 import grain
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store, in_period
@@ -49,18 +52,34 @@ def window_starts(times: np.ndarray, frames: int, period: tuple[str, str] | None
     return starts
 
 
-class WindowSource(grain.sources.RandomAccessDataSource):
-    """Random access to windows in model units with the network's other inputs.
+class Recycler:
+    """Arrays of one size in memory that is used again once nothing refers to them: the system's is slow to get."""
+
+    def __init__(self):
+        self._free: deque[memoryview] = deque()
+
+    def empty(self, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+        """A float32 array of any values."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = memoryview(np.empty(math.prod(shape), np.float32))
+        array = np.frombuffer(memory, np.float32)  # every view of it refers to it, as its base
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array.reshape(shape)
+
+
+class Batch:
+    """Reads windows in model units with the network's other inputs.
 
     Args:
         store: the archive.
         statistics: for model units; must have the store's channels.
         inputs: of the network at some times, (t,) -> (t, h, w, f).
-        starts: (n,) from `window_starts`.
         frames: length of a window.
     """
 
-    def __init__(self, store: Store, statistics: Statistics, inputs: Inputs, starts: np.ndarray, frames: int):
+    def __init__(self, store: Store, statistics: Statistics, inputs: Inputs, frames: int):
         if statistics.channels != store.channels:
             raise ValueError(
                 f"statistics are of channels {[c.key for c in statistics.channels]}, "
@@ -69,19 +88,19 @@ class WindowSource(grain.sources.RandomAccessDataSource):
         shape = inputs(store.times[:1]).shape
         if shape[:-1] != (1, *store.grid.shape):
             raise ValueError(f"inputs at one time must have shape {(1, *store.grid.shape)} + (f,), got shape {shape}")
-        self._store, self._statistics, self._inputs = store, statistics, inputs
-        self._starts, self._frames = starts, frames
+        self._store, self._statistics, self._inputs, self._frames = store, statistics, inputs, frames
+        self._memory = Recycler()
 
-    def __len__(self) -> int:
-        return self._starts.size
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        start = self._starts[index]
-        times = self._store.times[start : start + self._frames]
+    def __call__(self, starts: Int[np.ndarray, "b"]) -> dict[str, np.ndarray]:
+        """The batch of the windows that begin there, all of them read at once and straight into their places."""
+        store = self._store
+        states = self._memory.empty((len(starts), self._frames, *store.grid.shape, len(store.channels)))
+        store.read_into(states, starts)
+        times = [store.times[start : start + self._frames] for start in starts]
         return {
-            "x": self._statistics.normalize(self._store.read(int(start), self._frames)),
-            "inputs": self._inputs(times),
-            "start": start,
+            "x": self._statistics.normalize(states, out=states),
+            "inputs": np.stack([self._inputs(each) for each in times]),
+            "start": starts,
         }
 
 
@@ -134,7 +153,8 @@ def windows(
     starts = window_starts(store.times, frames, period, stride)
     if not repeat and starts.size < batch_size:
         raise ValueError(f"{starts.size} windows do not fill one batch of {batch_size}")
-    dataset = grain.MapDataset.source(WindowSource(store, statistics, inputs, starts, frames))
+    read = Batch(store, statistics, inputs, frames)
+    dataset = grain.MapDataset.source(starts)
     if shuffle:
         dataset = dataset.shuffle(seed)
     if repeat:
@@ -142,7 +162,7 @@ def windows(
     else:
         dataset = dataset.slice(slice(starts.size // batch_size * batch_size))
     dataset = dataset.slice(slice(process_index, None, process_count))
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True)
+    dataset = dataset.batch(batch_size // process_count, drop_remainder=True).map(read)
     # Threads, not processes: tensorstore and numpy release the interpreter while they work.
     threads = max(workers, 4)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
