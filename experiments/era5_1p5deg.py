@@ -1,4 +1,4 @@
-"""Pre-training on ERA5 at 1.5 degrees: 70 channels, 457.8 M parameters (WIND, arXiv 2602.03924).
+"""Pre-training on ERA5 at 1.5 degrees: 70 channels, 466 M parameters (WIND, arXiv 2602.03924, has 458 M).
 
     python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
     launch/tpu.sh ... --config experiments/era5_1p5deg.py

@@ -445,6 +445,13 @@ def test_batches_are_equal_and_cover_the_members():
             assert len(np.concatenate(batches)[members:]) < len(batches[0])
 
 
+@pytest.mark.parametrize(("members", "at_once", "size"), [(50, 100, 56), (50, 12, 8), (16, 16, 16), (5, 100, 5)])
+def test_batches_leave_no_device_idle(members, at_once, size):
+    batches = infer.member_batches(members, at_once, devices=8)
+    assert {len(batch) for batch in batches} == {size}
+    np.testing.assert_array_equal(np.concatenate(batches)[:members], np.arange(members))
+
+
 def test_members_at_once_fall_with_the_size_of_the_prior(inputs):
     prior = load_prior(inputs / "prior.npz")
     assert infer.members_at_once(prior) > 100

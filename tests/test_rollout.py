@@ -12,7 +12,7 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import Prior
-from wind_jax.rollout import Guide, make_chain, rollout
+from wind_jax.rollout import Guide, make_chain, over_devices, rollout
 from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation, compose
 
@@ -85,6 +85,25 @@ def test_members_do_not_depend_on_their_batch():
     np.testing.assert_allclose(part, whole[[3, 1]], atol=1e-5)
     assert abs(whole[0] - whole[1]).max() > 0.1
     assert abs(run(seed=1) - run(seed=0)).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    "guide", [None, Guide(lambda y: Observation(lambda x: x[2], y, 0.01), "mmps", (("iterations", 2),))]
+)
+def test_members_on_eight_devices_are_those_on_one(guide):
+    """Each device draws its own, in every window, and one compilation serves all windows."""
+    module._draw.clear_cache()
+    told = [np.ones((*GRID.shape, 1), np.float32)] * 3 if guide else None
+    draw = lambda members: list(rollout(
+        PRIOR, np.zeros((1, *GRID.shape, 1), np.float32), forcings(10), members, jax.random.key(0), CHAIN, guide=guide,
+        told=told,
+    ))  # fmt: skip
+    split = draw(over_devices(range(8)))
+    assert module._draw._cache_size() == 1
+    for here, there in zip(split, draw(8), strict=True):
+        assert {shard.data.shape[0] for shard in here.addressable_shards} == {1}
+        np.testing.assert_allclose(here, there, atol=1e-5)
+    assert len(over_devices(range(6)).devices()) == 1
 
 
 def test_one_compilation_for_all_windows_seeds_and_batches():

@@ -45,7 +45,7 @@ from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress
 from wind_jax.results import ForecastFile, Position, results
-from wind_jax.rollout import Guide, check_guide, make_chain, rollout
+from wind_jax.rollout import Guide, check_guide, make_chain, over_devices, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks.forecast import lead_hours
 from wind_jax.tasks.observation import check
@@ -91,7 +91,8 @@ def infer(c: ConfigDict) -> None:
     firsts = store.times[problem.starts] if problem.times is None else problem.times
     begins = firsts + TIME_STEP * max(problem.context - 1, 0)  # time of lead 0
     chain = make_chain(**c.sampler.to_dict())
-    batches = member_batches(c.members, c.member_batch or members_at_once(prior))
+    devices = 1 if "guidance" in c and c.guidance.method == "tds" else jax.device_count()  # members of TDS compete
+    batches = member_batches(c.members, c.member_batch or devices * members_at_once(prior), devices)
     guide = make_guide(c.guidance, problem) if problem.observe else None
     if guide:
         check_guide(guide)
@@ -142,8 +143,9 @@ def infer(c: ConfigDict) -> None:
                         known = statistics.normalize(problem.states(case, 0, problem.context))
                     told = (problem.told(case, window) for window in range(first, problem.windows))
                     drawn = rollout(
-                        prior, known, inputs, batch, jax.random.fold_in(keys[1], problem.event(case)), chain,
-                        problem.overlap, steered, told, first, partial(write_weights, report, case),
+                        prior, known, inputs, over_devices(batch),
+                        jax.random.fold_in(keys[1], problem.event(case)), chain, problem.overlap, steered, told, first,
+                        partial(write_weights, report, case),
                     )  # fmt: skip
                     for window, frames in enumerate(drawn, first):
                         x = np.asarray(frames)
@@ -244,8 +246,10 @@ def fingerprint(c: ConfigDict, prior: Prior, problem: Problem, *fields: np.ndarr
     return out
 
 
-def member_batches(members: int, at_once: int) -> list[range]:
+def member_batches(members: int, at_once: int, devices: int = 1) -> list[range]:
     """Members to run together, equally many in every batch so that one compiled sampler serves all.
+
+    Where that leaves no device idle, equally many on every device, too: a last batch may hold more than are asked for.
 
     Raises:
         ValueError: fewer than two members, or a negative batch.
@@ -254,6 +258,9 @@ def member_batches(members: int, at_once: int) -> list[range]:
         raise ValueError(f"An ensemble needs 2 or more members in batches of 1 or more, got {members} and {at_once}.")
     count = -(-members // at_once)
     size = -(-members // count)
+    if size >= devices:
+        even = -(-size // devices) * devices
+        size = even if even <= at_once else even - devices
     return [range(i * size, (i + 1) * size) for i in range(-(-members // size))]
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from wind_jax.diffusion.likelihood import ObservationLike
 from wind_jax.diffusion.posterior import check_method, sample_posterior
@@ -90,11 +91,20 @@ def window_frames(windows: int, frames: int, overlap: int) -> int:
     return overlap + windows * (frames - overlap)
 
 
+def over_devices(members: Sequence[int]) -> Int[Array, "b"]:
+    """Indices of members for `rollout`, split over all devices, so that each draws its own; whole where they do not
+    divide evenly."""
+    indices, devices = jnp.asarray(members), jax.devices()
+    if len(devices) == 1 or len(members) % len(devices):
+        return indices
+    return jax.device_put(indices, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
+
+
 def rollout(
     prior: Prior,
     known: Float[Array | np.ndarray, "..."] | None,
     inputs: Float[Array | np.ndarray, "frames h w f"],
-    members: int | Sequence[int],
+    members: int | Sequence[int] | Int[Array, "b"],
     key: Key[Array, ""],
     chain: Chain = Chain(),  # noqa: B008
     overlap: int = 0,
@@ -112,7 +122,7 @@ def rollout(
         known: the first k frames in model units, (k, h, w, c) or (b, k, h, w, c), with 1 <= k < prior.frames; None
             where nothing is known, and the first window is drawn whole.
         inputs: as of `Prior.inputs`, of all frames of all windows, known ones included: see `window_frames`.
-        members: number of members, or the indices of those to run here.
+        members: number of members, or the indices of those to run here, on the devices that hold these.
         key: of the ensemble; window and member are folded in.
         chain: of the sampler.
         overlap: frames that a window shares with the next; with known frames it is their number.
@@ -131,6 +141,8 @@ def rollout(
     members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
     if known is not None:
         known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
+        if isinstance(members.sharding, NamedSharding):
+            known = jax.device_put(known, members.sharding)  # as the frames that later windows begin with
         overlap = known.shape[1]
         if known.shape[2:] != prior.shape[1:]:
             raise ValueError(f"Known frames {known.shape[2:]} do not fit the prior's {prior.shape[1:]}.")

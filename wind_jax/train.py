@@ -42,7 +42,15 @@ from wind_jax.sphere import cell_area
 from wind_jax.training import processes
 from wind_jax.training.checkpoint import Checkpointer
 from wind_jax.training.log import RunLog, average, summary
-from wind_jax.training.mesh import batch_sharding, check_batch, device_bytes, host_copy, make_mesh, put_batch
+from wind_jax.training.mesh import (
+    batch_sharding,
+    check_batch,
+    device_bytes,
+    host_copy,
+    make_mesh,
+    put_batch,
+    step_memory,
+)
 from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
 from wind_jax.training.state import (
     abstract_state,
@@ -110,7 +118,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     patterns = Patterns(**c.diffusion.patterns.to_dict())
     shardings = state_sharding(model, optimizer, mesh)
 
-    def make_step(weights, guess=None):
+    def make_loss(weights, guess=None):
         def loss(params, batch, key):
             network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
             x, mean = batch["x"], batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else 0.0
@@ -118,14 +126,16 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                 return specialist_loss(estimate(network, jax.vmap(guess)(x), mean), x, weights)
             return diffusion_forcing_loss(network, x - mean, key, schedule, weights, c.diffusion.prediction, patterns)
 
-        return make_train_step(loss, optimizer, c.ema, c.seed, shardings)
+        return loss
 
+    make_step = lambda loss: make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
     task = c.get("specialist")  # what is trained is a prior, unless the config names one task
-    step_before_data = make_step(jnp.ones((height, 1, len(chosen)), jnp.float32), (lambda x: x) if task else None)
+    loss = make_loss(jnp.ones((height, 1, len(chosen)), jnp.float32), (lambda x: x) if task else None)
+    step_before_data = make_step(loss)
     # What is wrong with model or diffusion shows here, before any data are read.
     jax.eval_shape(step_before_data, abstract, {"x": x, "inputs": inputs})
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
@@ -137,15 +147,20 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         batch_shards = batch_sharding(mesh)
         placed = jax.tree.map(lambda a, s: a.update(sharding=s), abstract, shardings)
         batch = {"x": x.update(sharding=batch_shards), "inputs": inputs.update(sharding=batch_shards)}
-        sizes = {
-            "parameters, their average and moments": device_bytes(shardings, abstract),
-            "a batch": device_bytes(jax.tree.map(lambda a: a.sharding, batch), batch),
+        sizes = step_memory(mesh, lambda *args: loss(*args, jax.random.key(0)), abstract, batch)
+        for name, size in (sizes | {"all of these": sum(sizes.values())}).items():
+            say(f"predicted: {size / 2**30:8.3f} GiB of {name}")
+        say("compiling, which takes minutes ...")
+        with jax.set_mesh(mesh):
+            memory = step_before_data.lower(placed, batch).compile().memory_analysis()
+        exact = {
+            "state, exactly": device_bytes(shardings, abstract),
+            "a batch, exactly": sizes["a batch"],
+            "temporary memory in a step, says the compiler": memory.temp_size_in_bytes,
         }
-        for name, size in sizes.items():
+        for name, size in exact.items():
             say(f"per device: {size / 2**30:8.3f} GiB of {name}")
-        memory = step_before_data.lower(placed, batch).compile().memory_analysis()
-        say(f"per device: {memory.temp_size_in_bytes / 2**30:8.3f} GiB of temporary memory in a step")
-        say(f"per device: {(sum(sizes.values()) + memory.temp_size_in_bytes) / 2**30:8.3f} GiB in all")
+        say(f"per device: {sum(exact.values()) / 2**30:8.3f} GiB in all")
         return
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -188,7 +203,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     else:
         start, state, saved = 0, init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
     weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
-    train_step = make_step(weights, guess)
+    train_step = make_step(make_loss(weights, guess))
     v = c.validation
     if guess:
         validate = make_specialist_validation(prior, guess, weights)
@@ -249,7 +264,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             step += 1
             if step in profiled[:1]:
                 jax.profiler.start_trace(join(c.workdir, "profile"))
-            state, metrics = train_step(state, ahead)
+            with jax.set_mesh(mesh):  # the network then gathers its parameters, not activations
+                state, metrics = train_step(state, ahead)
             asked_before, asked = asked, metrics.pop("asked")
             recent.append(metrics)
             position = batches.get_state()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec, get_abstract_mesh
 from jaxtyping import Array, Float
 
 from wind_jax.model.layers import (
@@ -175,11 +176,22 @@ def _stack(config: UViTConfig, level: int, rngs: nnx.Rngs) -> nnx.Module:
     return jax.vmap(block)(jax.random.split(rngs.params(), config.depth))
 
 
+def _whole(part: nnx.Module) -> nnx.Module:
+    """A part of the network with its parameters whole on every device, where a mesh is set (`jax.set_mesh`).
+
+    To be asked of each part when it is used. Without it the compiler splits activations the way parameters are split,
+    and gathers those of the whole batch on every device, attention scores among them.
+    """
+    if get_abstract_mesh().empty:
+        return part
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec()), part)
+
+
 def _run(stack: nnx.Module, x: jax.Array, embedding: jax.Array, remat: bool) -> jax.Array:
     """Apply stacked blocks one after the other; traced once, whatever their number."""
 
     def body(x, block):
-        return block(x, embedding), None
+        return _whole(block)(x, embedding), None
 
     return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stack)[0]
 
@@ -282,23 +294,23 @@ class UViT(nnx.Module):
         skips = []
         for level in levels:
             fine = _run(level.down_blocks, x, embedding, config.remat)
-            x = level.down(fine)
+            x = _whole(level.down)(fine)
             skips.append((fine, x))
         x = _run(self.mid_blocks, x, embedding, config.remat)
         for level, (fine, coarse) in zip(reversed(levels), reversed(skips)):
-            x = _run(level.up_blocks, level.up(x - coarse) + fine, embedding, config.remat)
+            x = _run(level.up_blocks, _whole(level.up)(x - coarse) + fine, embedding, config.remat)
         return self._from_network_grid(self._unembed_patches(x).astype(jnp.float32))
 
     def _embed_patches(self, x: jax.Array) -> jax.Array:
         b, t, h, w, c = x.shape
         p = self.config.patch
         x = x.reshape(b, t, h // p, p, w // p, p, c).transpose(0, 1, 2, 4, 3, 5, 6)
-        return self.patch_embed(x.reshape(b, t, h // p, w // p, p * p * c))
+        return _whole(self.patch_embed)(x.reshape(b, t, h // p, w // p, p * p * c))
 
     def _unembed_patches(self, x: jax.Array) -> jax.Array:
         b, t, h, w, _ = x.shape
         p, c = self.config.patch, self.config.channels
-        x = self.patch_unembed(x).reshape(b, t, h, w, p, p, c).transpose(0, 1, 2, 4, 3, 5, 6)
+        x = _whole(self.patch_unembed)(x).reshape(b, t, h, w, p, p, c).transpose(0, 1, 2, 4, 3, 5, 6)
         bias = self.output_bias[...].astype(x.dtype)
         return x.reshape(b, t, h * p, w * p, c) + bias[None, None, None, None, :]
 

@@ -5,12 +5,15 @@ average; `space` splits longitude (its size divides well, 721 rows do not; the c
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wind_jax.model.flops import backward_bytes
 
 AXES = ("data", "fsdp", "space")
 SMALLEST_SHARDED = 2**14  # elements; below it a copy on every device is cheaper than gathering
@@ -69,6 +72,38 @@ def device_bytes(shardings: Any, abstract: Any) -> int:
     """Bytes of a tree of arrays on one device."""
     size = lambda sharding, leaf: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     return sum(jax.tree.leaves(jax.tree.map(size, shardings, abstract)))
+
+
+def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
+    """Bytes of a training step on each device, predicted from shapes in seconds.
+
+    State and batch are exact. The rest is what the backward pass reads, one block's values, gradients, and of a
+    parameter that `fsdp` splits one whole copy with its gradient. What a compiler adds is scratch space of single
+    operations; what it saves, it does by fusing them. The activations are those of the program as traced here: on CPU
+    a convolution reads nine copies of its input (`model.layers.conv3x3`).
+
+    Args:
+        loss: (params, batch) -> scalar.
+        state: a `TrainState` of abstract arrays.
+        batch: abstract arrays of the global batch.
+    """
+    samples = lambda n: {name: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in batch.items()}
+    once, twice = (backward_bytes(loss, state.params, samples(n)) for n in (1, 2))
+    # What grows with the batch; the difference leaves out the parameters, which both have.
+    kept, block = ((b - a) * batch["x"].shape[0] // mesh.size for a, b in zip(once, twice, strict=True))
+    held = lambda tree: device_bytes(parameter_sharding(mesh, tree), tree)
+    layer = lambda path, leaf: leaf.size // leaf.shape[0] if "blocks" in jax.tree_util.keystr(path) else leaf.size
+    largest = max(layer(*item) * item[1].dtype.itemsize for item in jax.tree.leaves_with_path(state.params))
+    return {
+        "parameters": held(state.params),
+        "their average": held(state.ema),
+        "state of the optimizer": held(state.opt_state),
+        "a batch": device_bytes(jax.tree.map(lambda _: batch_sharding(mesh), batch), batch),
+        "gradients": held(state.params),
+        "activations kept": kept,
+        "one block's activations": block,
+        "parameters gathered": 2 * largest if mesh.shape["fsdp"] > 1 else 0,
+    }
 
 
 def check_batch(mesh: Mesh, batch: int, longitudes: int) -> None:
