@@ -56,10 +56,11 @@ forecast: venv ## an ensemble forecast, by the packaged prior
 skill: venv ## the tables of docs/skill.md and README.md, from every task
 	$(PY) -m experiments.skill
 
-bench: venv ## seconds, FLOP/s and memory of a training step and of sampling; CONFIG=experiments/...
+bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and loading; CONFIG=experiments/...
 	$(PY) benchmarks/train_step.py --config $(CONFIG)
 	$(PY) benchmarks/sample.py --config $(CONFIG)
 	$(PY) benchmarks/guidance.py --config $(CONFIG)
+	$(PY) benchmarks/data.py
 
 clean: ## remove what the targets above made, except runs/ and data/
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

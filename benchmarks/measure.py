@@ -23,6 +23,24 @@ from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
 
+PEAK_FLOP_PER_S = {
+    "A100": 312e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+"""Dense bfloat16, as the makers publish it, by a part of the device's name."""
+
+
+def share_of_peak(flop_per_s: float) -> float | None:
+    """Of all devices together; None where the peak is not known."""
+    kind = jax.devices()[0].device_kind
+    peaks = [peak for name, peak in PEAK_FLOP_PER_S.items() if name in kind]
+    return flop_per_s / (peaks[0] * jax.device_count()) if peaks else None
+
 
 def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, ConfigDict]:
     """The benchmark's own integer options with their defaults, and the experiment of --config."""

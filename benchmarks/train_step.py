@@ -10,7 +10,7 @@ between settings.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import architecture, arguments, compiled, median_seconds, peak_memory, report
+from measure import architecture, arguments, compiled, median_seconds, peak_memory, report, share_of_peak
 
 from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss
 from wind_jax.diffusion.schedule import SCHEDULES
@@ -46,7 +46,9 @@ times = jnp.zeros(batch["x"].shape[:2], jnp.float32)
 forward = lambda params, x, t, forcings: apply(graphdef, params, x, t, forcings)
 model_flop = 3 * matmul_flops(forward, state.params, batch["x"], times, batch["inputs"])
 parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-step = compiled(make_train_step(loss, optimizer, c.ema, c.seed, state_sharding(model, optimizer, mesh)), state, batch)
+with jax.set_mesh(mesh):
+    step = make_train_step(loss, optimizer, c.ema, c.seed, state_sharding(model, optimizer, mesh))
+    step = compiled(step, state, batch)
 
 
 def run():
@@ -67,6 +69,7 @@ report(
         "samples_per_s": c.batch_size / seconds,
         "model_flop": model_flop,
         "model_flop_per_s": model_flop / seconds,
+        "share_of_peak": share_of_peak(model_flop / seconds),
         "memory_bytes": step.memory | peak_memory(),
     }
 )
