@@ -110,7 +110,8 @@ def computed(shape):
         return jax.value_and_grad(loss)(params), ensemble
 
     shardings = (None, parameter_sharding(mesh, params)), batch_sharding(mesh)
-    (loss, gradient), ensemble = jax.jit(compute, out_shardings=shardings)(params, batch)
+    with jax.set_mesh(mesh):
+        (loss, gradient), ensemble = jax.jit(compute, out_shardings=shardings)(params, batch)
     layout = [jax.tree.map(lambda leaf: leaf.sharding.spec, tree) for tree in (params, gradient)]
     assert layout[0] == layout[1]
     return loss, jax.device_get(gradient), jax.device_get(ensemble)

@@ -208,7 +208,7 @@ class Archive:
                 f"'hours since 1959-01-01', got attributes {attributes}"
             )
         times = decoded.values.astype("datetime64[ns]")
-        wrong = np.flatnonzero(~(np.diff(times) > np.timedelta64(0)))
+        wrong = np.flatnonzero(~(np.diff(times) > np.timedelta64(0, "ns")))
         if times.size == 0 or wrong.size:
             at = f"; {times[wrong[0]]} is followed by {times[wrong[0] + 1]}" if wrong.size else ", got none"
             raise ValueError(f"times of {self.path} must ascend strictly{at}")

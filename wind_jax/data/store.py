@@ -366,15 +366,28 @@ def in_period(times: np.ndarray, period: tuple[str, str] | None) -> np.ndarray:
     """
     if period is None:
         return np.ones(times.shape, bool)
+    first, end = span(period)
+    inside = (times >= first) & (times < end)
+    if not inside.any():
+        first, last = np.datetime_as_string(times[[0, -1]], unit="h")
+        raise ValueError(f"period {tuple(period)} has none of the archive's times, {first} to {last}")
+    return inside
+
+
+def span(period: Sequence[str]) -> tuple[np.datetime64, np.datetime64]:
+    """Beginning of the first date of a period and end of the last, which is included whole.
+
+    >>> [str(time) for time in span(("1979", "2015-06"))]
+    ['1979', '2015-07']
+
+    Raises:
+        ValueError: not two dates.
+    """
     try:
         first, last = (np.datetime64(date) for date in period)
+        return first, last + np.timedelta64(1, np.datetime_data(last.dtype)[0])
     except (TypeError, ValueError) as error:
         raise ValueError(f"period must be two dates like ('1979', '2015-12-31'), got {period!r}") from error
-    inside = (times >= first) & (times < last + 1)
-    if not inside.any():
-        span = f"{np.datetime_as_string(times[0], unit='h')} to {np.datetime_as_string(times[-1], unit='h')}"
-        raise ValueError(f"period {tuple(period)} has none of the archive's times, {span}")
-    return inside
 
 
 def _as_slice(indices: list[int]) -> slice | list[int]:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from wind_jax.data.store import TIME_STEP, Store
+from wind_jax.data.store import TIME_STEP, Store, span
 from wind_jax.data.windows import window_starts
 from wind_jax.evaluation.kriging import Covariance
 from wind_jax.prior import Prior
@@ -125,9 +125,9 @@ def calendar(period: Sequence[str]) -> np.ndarray:
         ValueError: not two dates.
     """
     try:
-        first, last = (np.datetime64(date) for date in period)
-        return np.arange(first.astype("datetime64[ns]"), (last + 1).astype("datetime64[ns]"), TIME_STEP)
-    except (TypeError, ValueError):
+        first, end = (date.astype("datetime64[ns]") for date in span(period))
+        return np.arange(first, end, TIME_STEP)
+    except ValueError:
         raise ValueError(
             "Without a truth config.data.period gives the times, as two dates like ('2018-11-02T00', '2018-11-03'); "
             f"got {tuple(period)}."
