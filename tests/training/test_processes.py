@@ -167,19 +167,18 @@ def test_twenty_kills_change_nothing(archive, environment, tmp_path):
     settings |= {"optimizer.final_learning_rate": 1e-2, "validate_every": 10**6}  # constant: steps may be changed
     workdir = tmp_path / "killed"
     config = tiny.write_config(tmp_path / "killed.py", archive, workdir, **settings)
-    rng, during_a_save, reached = random.Random(0), 0, []
+    rng, during_a_save, reached = random.Random(0), 0, [0]
     for i in range(20):
         with job(1, config, environment) as running:
-            wait_for(lambda: "training from step" in output(config))
+            before = reached[-1]
+            wait_for(lambda before=before: (checkpoints(workdir) or [0])[-1] > before)
             if i % 2:
                 wait_for(lambda: list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")))
-                time.sleep(rng.uniform(0, 0.1))
-            else:
-                time.sleep(rng.uniform(0, 2.0))
+            time.sleep(rng.uniform(0, 0.1 if i % 2 else 2.0))
             os.kill(trainings(running.pid)[0], signal.SIGKILL)
             assert running.wait(60) == 137
         during_a_save += bool(list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")))
-        reached.append((checkpoints(workdir) or [0])[-1])
+        reached.append(checkpoints(workdir)[-1])
         assert "is not good" not in output(config)  # what looks like a checkpoint is one
     assert reached == sorted(reached)
     assert during_a_save >= 5
