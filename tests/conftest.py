@@ -9,8 +9,9 @@ from pathlib import Path
 
 # Both are read when jax or matplotlib is first imported, so they come before every import below. Tests compile much and
 # compute little: machine code that is not optimised takes half the time, and the program's layout is the same.
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+).strip()
 os.environ["MPLBACKEND"] = "agg"
 
 import jax
