@@ -203,8 +203,8 @@ def main(argv: list[str]) -> None:
     text = "".join(section(name, folder) for name, folder in tasks.items())
     text += (
         f"### Guidance methods\n\nFrom `{c.workdir}/sparse_obs_*/scores.json`: one case of sparse_obs, four members, "
+        f"the same noise; means over all fields.\n\n{methods_table(methods)}"
     )
-    text += f"the same noise; means over all fields.\n\n{methods_table(methods)}"
     fill(c.docs, text)
     fill(c.readme, summary(tasks))
 
