@@ -66,8 +66,8 @@ class Study:
     def __init__(self, c: ConfigDict):
         self.c = c
         self.folder = Path(c.workdir)
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.prior = load_prior(resolve(c.prior, "prior.npz"))
+        configuration.claim(self.folder, c, self.prior.digest())
         self.statistics = self.prior.statistics
         self.store = open_store(resolve(c.path, "sample.zarr"), self.statistics.channels)
         self.static = static_forcings(self.store)
@@ -124,7 +124,7 @@ def forecasts(s: Study, setting: str | float) -> dict:
         drawn = rollout(
             s.prior, s.statistics.normalize(known), inputs, s.c.members, jax.random.key(case), s.chain, 0, guide, told
         )
-        x = s.statistics.denormalize(np.concatenate([np.asarray(frames) for frames in drawn], axis=1))
+        x = s.statistics.physical(np.concatenate([np.asarray(frames) for frames in drawn], axis=1))
         x = x[:, : s.c.leads]
         if setting == "rescaled":
             x = s.rescaled(target)(x)
@@ -234,7 +234,7 @@ def long_run(s: Study, arm: str) -> dict[str, np.ndarray]:
                 s.prior, known, inputs[at : at + s.prior.frames], s.c.long_members, jax.random.fold_in(key, window),
                 s.chain, 0, guide, [0] if guide else None,
             )  # fmt: skip
-            x = s.statistics.denormalize(np.asarray(frames))
+            x = s.statistics.physical(np.asarray(frames))
             if arm == "rescaled":
                 x = fix(x)
             known = np.concatenate([np.broadcast_to(known, (len(x), *known.shape[-4:])), s.statistics.normalize(x)], 1)

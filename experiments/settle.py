@@ -2,18 +2,19 @@
 
     python -m wind_jax.train --config experiments/specialist_spatial.py
     python -m wind_jax.train --config experiments/specialist_temporal.py
-    python -m experiments.settle [--config.path=data/speedy_heldout.zarr]
+    python -m experiments.settle [--config.path=archive.zarr --config.tasks="('temporal_downscaling',)"]
 
 Downscaling in space and in time as `experiments/spatial_downscaling.py` and `temporal_downscaling.py` set it, by the
 posterior of the prior, by a specialist of the same architecture, data, batches and steps (`training/specialist.py`), by
-interpolation, by cubic interpolation of anomalies and by climatology. A run that is stopped goes on where it was.
+interpolation, by cubic interpolation of anomalies and by climatology. A specialist gives one field, the mean; so that
+its CRPS can be compared it is dressed with a Gaussian of its own errors, by row and channel, in windows between the
+cases. A run that is stopped goes on where it was. The tables are written into docs/skill.md.
 
-Hardware: two CPU cores, 6 GB of memory, about 50 minutes after training. Scores: docs/skill.md.
+Hardware: two CPU cores, 6 GB of memory, about 50 minutes after training.
 """
 
 import json
-import sys
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -21,15 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
 from experiments import spatial_downscaling, temporal_downscaling
+from experiments.skill import fill, markdown, spoken
 from wind_jax import config as configuration
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
-from wind_jax.evaluation import metrics
+from wind_jax.evaluation import metrics, plots
+from wind_jax.evaluation.baselines import gaussian_members
+from wind_jax.evaluation.figures import HEADLINE
 from wind_jax.prior import Prior, apply, graph, load_prior
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
@@ -39,10 +41,6 @@ from wind_jax.sphere import area_weights, zonal_spectrum
 from wind_jax.training.specialist import estimate
 
 TASKS = {"spatial_downscaling": spatial_downscaling, "temporal_downscaling": temporal_downscaling}
-SHOWN = (
-    "geopotential_500", "temperature_850", "u_component_of_wind_850", "specific_humidity_700", "2m_temperature",
-    "total_precipitation_6hr",
-)  # fmt: skip
 METHODS = {  # compared with interpolation, and their colours: those of Okabe and Ito, safe for the colour-blind
     "posterior": "#0072B2",
     "specialist": "#D55E00",
@@ -57,7 +55,8 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/settle"
     c.seed = 0
     c.prior = "embedded"
-    c.path = "embedded"
+    c.path = "embedded"  # or an archive that neither training nor any choice has seen
+    c.docs = "docs/skill.md"
     c.cases = 16
     c.members = 8
     c.tasks = tuple(TASKS)
@@ -78,6 +77,12 @@ class Solver:
         task = TASKS[name].get_config()
         setting = Setting(self.prior, self.store, self.static, None, c.cases, (), self.key, "nominal")
         self.problem: Problem = make_problem(setting, **task.task.to_dict())
+        self.between: Problem = make_problem(setting._replace(cases=c.cases + 1), **task.task.to_dict())
+        self.settings = {
+            "config": {key: value for key, value in c.items() if key in ("seed", "path", "cases", "members")},
+            "task": task.to_dict(),
+            "networks": [self.prior.digest(), self.specialist.digest()],
+        }
         method = task.guidance.method
         self.guide = Guide(self.problem.observe, method, tuple(task.guidance[method].items()))
         self.anomalies = {"spatial_downscaling": "bicubic_anomaly", "temporal_downscaling": "cubic_anomaly"}[name]
@@ -89,10 +94,26 @@ class Solver:
             )
         )
 
+    def times(self, problem: Problem, case: int) -> np.ndarray:
+        return self.store.times[int(problem.starts[case])] + TIME_STEP * np.arange(self.prior.frames)
+
+    def estimate(self, problem: Problem, case: int) -> np.ndarray:
+        """The specialist's field (t, h, w, c), model units."""
+        interpolation = problem.baseline(case, slice(0, self.prior.frames))["interpolation"]
+        guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
+        inputs = jnp.asarray(self.specialist.inputs(self.static, self.times(problem, case)))[None]
+        return np.asarray(self.refine(self.specialist.params, guess, inputs))[0]
+
+    @cached_property
+    def deviation(self) -> np.ndarray:
+        """Root mean square of the specialist's errors between the cases, (1, h, 1, c), model units."""
+        truth = lambda case: self.specialist.statistics.normalize(self.between.states(case, 0, self.prior.frames))
+        errors = [self.estimate(self.between, case) - truth(case) for case in range(1, len(self.problem.starts))]
+        return np.sqrt(np.mean(np.square(errors), axis=(0, 1, 3)))[None, :, None]
+
     def solve(self, case: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Truth (t, h, w, c) and, by method, members (m, t, h, w, c), physical units."""
-        prior, statistics = self.prior, self.prior.statistics
-        times = self.store.times[int(self.problem.starts[case])] + TIME_STEP * np.arange(prior.frames)
+        prior, statistics, times = self.prior, self.prior.statistics, self.times(self.problem, case)
         inputs = prior.inputs(self.static, times)
         told = [self.problem.told(case, 0)]
         (x,) = rollout(
@@ -100,14 +121,11 @@ class Solver:
         )
         baseline = self.problem.baseline(case, slice(0, prior.frames))
         interpolation, anomalies = (baseline[name] for name in ("interpolation", self.anomalies))
-        guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
-        own_inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
-        special = self.specialist.statistics.physical(
-            np.asarray(self.refine(self.specialist.params, guess, own_inputs))
-        )
+        special, own = self.estimate(self.problem, case), self.specialist.statistics
         return self.problem.states(case, 0, prior.frames), {
             "posterior": statistics.physical(np.asarray(x)),
-            "specialist": special,
+            "specialist": gaussian_members(special, self.deviation, own, (case,)),
+            "specialist_field": own.physical(special)[None],
             "interpolation": interpolation[None],
             "anomalies": anomalies[None],
             "climatology": np.asarray(prior.climatology.at(times))[None],
@@ -118,11 +136,13 @@ def check_alike(prior: Prior, specialist: Prior, name: str) -> None:
     """Refuses a comparison that would be none.
 
     Raises:
-        ValueError: another architecture, or another number of training windows.
+        ValueError: another architecture, other data, or another number of training windows.
     """
     seen = [json.loads(p.provenance).get("samples") for p in (prior, specialist)]
     if prior.config != specialist.config or prior.statistics.channels != specialist.statistics.channels:
         raise ValueError(f"The specialist of {name} has another architecture or other channels than the prior.")
+    if not np.array_equal(prior.statistics.mean, specialist.statistics.mean):
+        raise ValueError(f"The specialist of {name} was trained on other data: means of its channels differ.")
     if seen[0] != seen[1]:
         raise ValueError(f"The prior was trained on {seen[0]} windows, the specialist of {name} on {seen[1]}.")
 
@@ -133,10 +153,10 @@ def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, 
     small = lambda a: (zonal_spectrum(a)[..., SMALL_SCALES].sum(-1) * weights[:, 0]).mean(-1)
     out = {
         "mse": metrics.ensemble_mean_mse(fields, y, weights).mean(0),
+        "debiased_mse": metrics.debiased_ensemble_mean_mse(fields, y, weights).mean(0),
         "crps": metrics.crps(fields, y, weights).mean(0),
         "variance": metrics.ensemble_variance(fields, weights).mean(0),
         "power": small(fields).mean((0, 1)),
-        "power_of_mean": small(fields.mean(0)).mean(0),
     }
     return {name: np.asarray(values, float).tolist() for name, values in out.items()}
 
@@ -144,9 +164,9 @@ def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, 
 def run(c: ConfigDict, name: str, folder: Path) -> dict:
     """Moments of all cases and methods of a task, written case by case."""
     solver, path = Solver(c, name), folder / f"{name}.json"
-    settings = {key: value for key, value in json.loads(configuration.to_json(c)).items() if key != "workdir"}
-    found = {"settings": settings, "channels": [ch.key for ch in solver.prior.statistics.channels], "cases": []}
-    if path.exists() and (before := json.loads(path.read_text()))["settings"] == settings:
+    channels = [(ch.name, ch.level) for ch in solver.prior.statistics.channels]
+    found = json.loads(json.dumps({"settings": solver.settings, "channels": channels, "cases": []}))
+    if path.exists() and (before := json.loads(path.read_text()))["settings"] == found["settings"]:
         found = before
     weights = area_weights(solver.prior.grid)
     with Progress(name, c.cases, unit="case") as bar:
@@ -172,46 +192,66 @@ def interval(statistic, cases: int, draws: int = 2000) -> tuple[float, float, fl
 
 
 def relative(found: dict, method: str, what: str, channel: int | None, chosen: np.ndarray) -> float:
-    """RMSE or CRPS as a fraction of interpolation's, over chosen cases; mean over channels where none is given."""
-    values = lambda m: np.mean([found["cases"][i][m][what] for i in chosen], axis=0)
-    ratio = values(method) / values("interpolation")
+    """RMSE or CRPS as a fraction of interpolation's, over chosen cases; mean over channels where none is given.
+
+    The RMSE of the posterior is that of the mean of infinitely many members.
+    """
+    values = lambda m, what: np.mean([found["cases"][i][m][what] for i in chosen], axis=0)
+    own = "debiased_mse" if (method, what) == ("posterior", "mse") else what
+    ratio = values(method, own) / values("interpolation", what)
     ratio = np.sqrt(ratio) if what == "mse" else ratio
     return float(ratio.mean() if channel is None else ratio[channel])
 
 
-def table(found: dict, name: str) -> Table:
-    """Errors as fractions of interpolation's with their intervals, spread/skill, and the power of small scales."""
-    cases, keys = len(found["cases"]), found["channels"]
-    out = Table(
-        title=f"{name}, {cases} cases: fractions of interpolation's (95 % interval over cases)", title_justify="left"
-    )
-    out.add_column("variable", no_wrap=True)
-    for what in ("RMSE", "CRPS"):
-        for method in METHODS:
-            out.add_column(f"{what} {method}", justify="right")
-    out.add_column("spread/skill", justify="right")
-    out.add_column("power: member, specialist, truth = 1", justify="right")
+def table(found: dict, what: str) -> str:
+    """Markdown: RMSE or CRPS as fractions of interpolation's, with their intervals over cases."""
+    cases, keys = len(found["cases"]), [tuple(key) for key in found["channels"]]
+    body = []
+    for key in (None, *(key for key in HEADLINE if key in keys)):
+        channel = None if key is None else keys.index(key)
+        cells = [interval(partial(relative, found, method, what, channel), cases) for method in METHODS]
+        best = min(value for value, _, _ in cells)
+        strong = lambda value: f"**{value:.2f}**" if value == best else f"{value:.2f}"  # noqa: B023
+        body.append(
+            [
+                "mean of all fields" if key is None else plots.name(*key),
+                *(f"{strong(value)} ({low:.2f} to {high:.2f})" for value, low, high in cells),
+            ]
+        )
+    return markdown(["field", *METHODS], body)
+
+
+def spread_and_power(found: dict) -> str:
+    """Markdown: spread/skill of posterior and dressed specialist, and the small scales of one field of each."""
+    keys, members = [tuple(key) for key in found["channels"]], found["settings"]["config"]["members"]
     mean = lambda m, what: np.mean([case[m][what] for case in found["cases"]], axis=0)
-    members = found["settings"]["members"]
-    ratio = metrics.spread_skill_ratio(mean("posterior", "variance"), mean("posterior", "mse"), members)
-    power = [mean(m, "power") / mean("truth", "power") for m in ("posterior", "specialist")]
-    for key in ("mean of all", *(key for key in SHOWN if key in keys)):
-        channel = None if key == "mean of all" else keys.index(key)
-        pick = (lambda a: float(np.mean(a))) if channel is None else (lambda a: float(a[channel]))  # noqa: B023
-        cells = []
-        for what in ("mse", "crps"):
-            for method in METHODS:
-                value, low, high = interval(partial(relative, found, method, what, channel), cases)
-                cells.append(f"{value:.2f} ({low:.2f}-{high:.2f})")
-        out.add_row(key, *cells, f"{pick(np.asarray(ratio)):.2f}", ", ".join(f"{pick(p):.2f}" for p in power))
-    return out
+    ratio = lambda m, size: np.asarray(metrics.spread_skill_ratio(mean(m, "variance"), mean(m, "mse"), size))
+    columns = [ratio("posterior", members), ratio("specialist", 50)]
+    columns += [mean(m, "power") / mean("truth", "power") for m in ("posterior", "specialist_field", "interpolation")]
+    headings = ["spread/skill: posterior", "specialist", "small scales: posterior", "specialist", "interpolation"]
+    every = [["mean of all fields", *(f"{column.mean():.2f}" for column in columns)]]
+    shown = [key for key in HEADLINE if key in keys]
+    body = [[plots.name(*key), *(f"{column[keys.index(key)]:.2f}" for column in columns)] for key in shown]
+    return markdown(["field", *headings], every + body)
+
+
+def section(found: dict, name: str, path: Path) -> str:
+    """What docs/skill.md says of a task."""
+    config = found["settings"]["config"]
+    return (
+        f"### {spoken(name)}\n\n{len(found['cases'])} cases, {config['members']} members, from `{path}`. RMSE of the "
+        f"mean as a fraction of interpolation's (95 % interval over cases):\n\n{table(found, 'mse')}\n"
+        f"CRPS, likewise:\n\n{table(found, 'crps')}\n"
+        f"Spread/skill, and variance at zonal wavenumbers from {SMALL_SCALES.start} as a fraction of the truth's:\n\n"
+        f"{spread_and_power(found)}\n"
+    )
 
 
 def figure(results: dict[str, dict]) -> Figure:
     """RMSE of every channel as a fraction of interpolation's, a panel a task."""
     out = Figure(figsize=(10, 6.2), layout="constrained")
     for ax, (name, found) in zip(out.subplots(1, len(results), sharey=True, squeeze=False)[0], results.items()):
-        keys, every = found["channels"], np.arange(len(found["cases"]))
+        keys, every = [plots.name(*key) for key in found["channels"]], np.arange(len(found["cases"]))
         for method, colour in METHODS.items():
             values = [relative(found, method, "mse", i, every) for i in range(len(keys))]
             ax.plot(values, range(len(keys)), "o", color=colour, label=method, markersize=5)
@@ -230,14 +270,13 @@ def main(argv: list[str]) -> None:
     c = configuration.load(["--config", __file__, *argv])[0]
     folder = Path(c.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    say = (Console() if sys.stdout.isatty() else Console(width=220)).print
     for name in c.tasks:
         Solver(c, name)  # what is wrong with any of the files shows before the first is worked on
     results = {name: run(c, name, folder) for name in c.tasks}
-    for name, found in results.items():
-        say(table(found, name))
+    text = "".join(section(found, name, folder / f"{name}.json") for name, found in results.items())
+    fill(c.docs, text, "settle")
     figure(results).savefig(folder / "settle.png", dpi=130, bbox_inches="tight")
-    say(f"results are in {folder}")
+    print(f"{text}\nresults are in {folder}, the tables in {c.docs}")
 
 
 if __name__ == "__main__":

@@ -321,14 +321,11 @@ def main(argv: list[str]) -> None:
     folder, kelvin, leads = Path(c.workdir), c.task.kelvin, c.task.leads
     for name in ("branches", "members"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    mark, text = folder / "config.json", configuration.to_json(c) + "\n"
-    if mark.exists() and mark.read_text() != text:
-        raise ValueError(f"{folder} holds a run of another configuration, see config.json: give another workdir.")
-    mark.write_text(text)
+    prior = load_prior(resolve(c.prior, "prior.npz"))
+    configuration.claim(folder, c, prior.digest())
 
     # ------------------------------------------------------------------------------------------------ event and truths
     settings, archive = Settings(**c.speedy.to_dict()), folder / "speedy.zarr"
-    prior = load_prior(resolve(c.prior, "prior.npz"))
     simulate(archive, settings, keep_states=True)
     store = open_store(archive, prior.statistics.channels)
     storylines, storms = Storylines(c, prior, store), choose(c, store)

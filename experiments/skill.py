@@ -11,15 +11,18 @@ Hardware: two CPU cores, 6 GB of memory, under 30 minutes.
 
 import json
 import re
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
+from wind_jax.embedded import resolve
 from wind_jax.evaluation import plots, scores
 from wind_jax.evaluation.figures import HEADLINE
 from wind_jax.infer import infer
+from wind_jax.prior import load_prior
 
 # Name of a run -> its experiment and what it changes there.
 RUNS = {
@@ -36,7 +39,6 @@ RUNS = {
     for method in ("mmps", "dps", "sda", "pgdm", "tmpd", "diffpir")
 }
 LEADS = (24, 72, 120)  # hours, of forecasts
-MARK = re.compile(r"(<!-- skill -->\n).*?(<!-- end of skill -->)", re.DOTALL)
 
 
 def get_config() -> ConfigDict:
@@ -48,12 +50,13 @@ def get_config() -> ConfigDict:
 
 
 def complete(folder: Path, c: ConfigDict) -> bool:
-    """Whether a run is done, with the settings that it has now."""
+    """Whether a run is done, with the settings and the prior that it has now."""
     mark = folder / "config.json"
     if not mark.exists():
         return False
     done, wanted = json.loads(mark.read_text()), json.loads(configuration.to_json(c))
-    return all(done.get(key) == value for key, value in wanted.items())
+    same = all(done.get(key) == value for key, value in wanted.items())
+    return same and done["fingerprint"]["prior"] == load_prior(resolve(c.prior, "prior.npz")).digest()
 
 
 def run(name: str, workdir: str) -> Path:
@@ -71,10 +74,9 @@ def run(name: str, workdir: str) -> Path:
 # --------------------------------------------------------------------------------------------------------------- tables
 def rows(found: Sequence[scores.Record], lead: int | None, only: Sequence | None = None) -> list[list[str]]:
     """A row a variable: RMSE and CRPS of every method, spread/skill of the posterior, number of cases."""
-    at = lambda method, metric: scores.select(found, method=method, metric=metric, lead_hours=lead)
     methods = methods_of(found)
-    rmse, crps = ({m: at(m, metric) for m in methods} for metric in ("rmse", "crps"))
-    ratio = at("posterior", "spread_skill_ratio")
+    rmse, crps = ({m: score(found, m, metric, lead) for m in methods} for metric in ("rmse", "crps"))
+    ratio = score(found, "posterior", "spread_skill_ratio", lead)
     records = {(r["variable"], r["level"]): r for r in found if r["metric"] == "rmse" and r["method"] == "posterior"}
     out = []
     for key in rmse["posterior"]:
@@ -92,6 +94,12 @@ def rows(found: Sequence[scores.Record], lead: int | None, only: Sequence | None
         spread = f"{ratio[key]:.2f}" if key in ratio else ""
         out.append([plots.name(*key), how.difference_unit, *cells, spread, str(record.get("cases", ""))])
     return out
+
+
+def score(found: Sequence[scores.Record], method: str, metric: str, lead: int | None) -> dict:
+    """Values of a method by field; the RMSE of the posterior is that of the mean of infinitely many members."""
+    metric = "debiased_rmse" if (method, metric) == ("posterior", "rmse") else metric
+    return scores.select(found, method=method, metric=metric, lead_hours=lead)
 
 
 def spoken(name: str) -> str:
@@ -149,7 +157,7 @@ def storylines(report: dict) -> str:
 def methods_table(folders: dict[str, Path]) -> str:
     """Guidance methods on the same sparse observations: mean over fields of RMSE and CRPS as fractions of MMPS's."""
     found = {name: json.loads((folder / "scores.json").read_text()) for name, folder in folders.items()}
-    pick = lambda name, metric: scores.select(found[name], method="posterior", metric=metric)
+    pick = lambda name, metric: score(found[name], "posterior", metric, None)
     body = []
     for name in found:
         cells = [f"`{name.removeprefix('sparse_obs_')}`"]
@@ -167,31 +175,31 @@ def summary(folders: dict[str, Path]) -> str:
     for name, folder in folders.items():
         found = json.loads((folder / "scores.json").read_text())
         for lead in leads_of(found) if found else []:
-            at = lambda method, metric: scores.select(found, method=method, metric=metric, lead_hours=lead)  # noqa: B023
             others = [m for m in methods_of(found) if m != "posterior"]
             cells = [spoken(name) + ("" if lead is None else f", {lead} h"), ", ".join(map(spoken, others))]
             for metric in ("rmse", "crps"):
-                mine = at("posterior", metric)
-                best = {key: min(v[key] for m in others if key in (v := at(m, metric))) for key in mine}
-                ratio = sorted(mine[key] / best[key] for key in mine)
+                mine = score(found, "posterior", metric, lead)
+                best = {key: min(v[key] for m in others if key in (v := score(found, m, metric, lead))) for key in mine}
+                ratio = [mine[key] / best[key] for key in mine]
                 wins = sum(value < 1 for value in ratio)
-                cells.append(f"{ratio[len(ratio) // 2]:.2f} ({wins} of {len(ratio)})")
+                cells.append(f"{statistics.median(ratio):.2f} ({wins} of {len(ratio)})")
             cases = {r["cases"] for r in found if r["method"] == "posterior"}
             body.append([*cells, str(max(cases)), f"`{folder}/scores.json`"])
     headings = ("task", "baselines", "RMSE", "CRPS", "cases", "from")
     return markdown(headings, body)
 
 
-def fill(path: str, text: str) -> None:
+def fill(path: str, text: str, mark: str = "skill") -> None:
     """Puts the text between the marks of a file.
 
     Raises:
         ValueError: a file without the marks.
     """
     old = Path(path).read_text()
-    if not MARK.search(old):
-        raise ValueError(f"{path} has no '<!-- skill -->' and '<!-- end of skill -->' to write the tables between.")
-    Path(path).write_text(MARK.sub(lambda found: found[1] + text + found[2], old))
+    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
+    if not marks.search(old):
+        raise ValueError(f"{path} has no '<!-- {mark} -->' and '<!-- end of {mark} -->' to write the tables between.")
+    Path(path).write_text(marks.sub(lambda found: found[1] + text + found[2], old))
 
 
 def main(argv: list[str]) -> None:

@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.path = "embedded"  # or the path or URL of an archive
-    c.data.covariance = "embedded"  # of kriging, for comparison: a file of wind_jax.evaluation.kriging, or empty
+    c.data.covariance = "embedded"  # of baselines with a spread: a file of wind_jax.evaluation.kriging, or empty
     c.data.climatology = "prior"  # the one it carries, or a file of wind_jax.data.climatology
     c.data.period = ()  # (first, last) day of the windows, empty: all
     c.data.missing_static = "error"  # or "zeros"

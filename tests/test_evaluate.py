@@ -1,7 +1,7 @@
 """evaluate: brute force on hand-made files, in any chunks and orientation; what cannot be compared is refused."""
 
 import json
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas
@@ -119,6 +119,7 @@ def brute_force(ensembles, truths, normals, region):
         "spread": np.sqrt(pooled["variance"]),
         "spread_skill_ratio": np.sqrt((m + 1) / m * pooled["variance"] / pooled["mse"]),
         "debiased_mse": pooled["mse"] - pooled["variance"] / m,
+        "debiased_rmse": np.sqrt(max(pooled["mse"] - pooled["variance"] / m, 0)),
     }
     if region in ("global", "tropics"):
         s_f, s = np.mean(spectra, axis=0)
@@ -159,7 +160,9 @@ def values(found):
 
 def test_brier_score_equals_brute_force(paths):
     """(p - o)^2 - p (1 - p) / (M - 1), by cell and case, of two thresholds and of the variable that has them alone."""
-    found = score(paths, "--regions", "global", "--metrics", "rmse", "--exceed", "geopotential=49,50.25")
+    found = score(
+        paths, "--regions", "global", "--metrics", "rmse", "--exceed", "geopotential=49", "geopotential=50.25"
+    )
     lead, (area, m) = LEADS[1], (np.diff(np.sin(EDGES))[:, None], FORECAST.sizes["number"])
     for level in LEVELS:
         x = FORECAST["geopotential"].sel(prediction_timedelta=lead, level=level)
@@ -235,6 +238,19 @@ def test_a_single_forecast(paths, tmp_path, kind):
 def test_members_by_another_name(paths, tmp_path):
     path = save(FORECAST.rename(number="realization"), tmp_path / "made.zarr")
     assert score(paths, forecast=path) == score(paths)
+
+
+def test_spectra_of_both_sides_are_of_the_same_fields(paths, tmp_path):
+    """A perfect forecast has the spectrum of the truth, whichever of its starts is missing."""
+    perfect = FORECAST.copy(deep=True)
+    for name in UNITS:
+        for start, lead in product(range(3), range(len(LEADS))):
+            at = {"time": start, "prediction_timedelta": lead}
+            perfect[name][at] = TRUTH[name].sel(time=STARTS[start] + LEADS[lead]).broadcast_like(perfect[name][at])
+    perfect["2m_temperature"][{"time": 1}] = np.nan
+    found = score(paths, "--regions", "global", forecast=save(perfect, tmp_path / "perfect.zarr"))
+    for metric in ("log_spectral_distance", "rmse"):
+        assert found["global", "2m_temperature", None, 12, metric]["value"] == pytest.approx(0, abs=1e-4)
 
 
 def test_missing_values_are_masked_and_counted(paths, tmp_path):
@@ -383,6 +399,7 @@ def test_files_that_differ_are_named(paths, tmp_path, case):
         (["--regions", "box=50:40:0:90"], "'box', 50:40:0:90, is no box"),
         (["--regions", "box=1:2:3:4"], "'box', 1:2:3:4, holds no cell centre of the grid of 9 x 12"),
         (["--exceed", "2m_temperature"], "--exceed '2m_temperature'; expected variable=threshold"),
+        (["--exceed", "2m_temperature=280,nan"], "--exceed '2m_temperature=280,nan'; expected variable=threshold"),
         (["--exceed", "rain=1"], "--exceed 'rain=1' is of none of the scored variables, 2m_temperature"),
         (["--period", "2010", "2011"], "none of the archive's times"),
         (["--regions", "europe", "--metrics", "spectral_divergence"], "undefined in europe: spectra are of whole"),

@@ -94,12 +94,12 @@ def load(inputs, experiment, workdir, **overrides):
     small = {
         "prior": inputs / "prior.npz", "data.path": inputs / "archive.zarr",
         "data.climatology": inputs / "climatology.npz", "workdir": workdir, "members": MEMBERS, "member_batch": MEMBERS,
-        "cases": 2, "sampler.steps": 8,
+        "data.covariance": "", "cases": 2, "sampler.steps": 8,
     }  # fmt: skip
     if experiment == "forecast":
         small |= {"task.leads": 4, "task.context": 1}
     else:
-        small |= {"task.fraction": 0.1, "data.covariance": ""}
+        small |= {"task.fraction": 0.1}
     small |= {key.replace("__", "."): value for key, value in overrides.items()}
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
     return config.load(["--config", str(EXPERIMENTS / f"{experiment}.py"), *arguments])[0]
@@ -134,8 +134,8 @@ def posterior(workdir):
 def test_sparse_obs_writes_what_it_promises(runs, inputs):
     workdir = runs["sparse_obs"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "config.json", "figures", "observations.zarr", "posterior.zarr", "report.html", "scores.json", "static.zarr",
-        "truth.zarr"]  # fmt: skip
+        "config.json", "figures", "observations.zarr", "posterior.zarr", "report.html", "report.json", "scores.json",
+        "static.zarr", "truth.zarr"]  # fmt: skip
     assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
         "point.png", "ranks.png", "reconstruction.png", "scores.png", "spectra.png"]  # fmt: skip
     assert json.loads((workdir / "config.json").read_text())["task"]["fraction"] == 0.1
@@ -155,12 +155,17 @@ def test_sparse_obs_writes_what_it_promises(runs, inputs):
     assert 0.03 < float(error) / deviation < 0.07
 
 
+def test_report_tells_how_real_truth_and_members_are(runs):
+    told = json.loads((runs["sparse_obs"] / "report.json").read_text())["realism"]
+    assert told == [{"of": of, "negative_total_precipitation_6hr (1)": 0.0} for of in ("truth", "members")]
+
+
 def test_sparse_obs_scores_unobserved_cells(runs):
     """The error of climatology, recomputed by xarray over the cells without observation."""
     workdir = runs["sparse_obs"]
     found = json.loads((workdir / "scores.json").read_text())
     assert {r["method"] for r in found} == {"posterior", "interpolation", "climatology"}
-    assert {r["metric"] for r in found} == {"rmse", "crps", "spread_skill_ratio"}
+    assert {r["metric"] for r in found} == {"rmse", "debiased_rmse", "crps", "spread_skill_ratio"}
     assert {(r["variable"], r["level"]) for r in found} == {(c.name, c.level) for c in CHANNELS}
     assert all(np.isfinite(r["value"]) and r["lead_hours"] is None for r in found)
     truth = xarray.open_zarr(workdir / "truth.zarr", chunks=None)["2m_temperature"]

@@ -111,6 +111,18 @@ def test_results_replace_those_of_the_same_experiment(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == {"experiment": "a", "seed": 1}
 
 
+def test_what_a_new_run_does_not_make_does_not_stay(tmp_path):
+    """A page of one run must not tell of another."""
+    write(tmp_path, "old")
+    with results(str(tmp_path), "a", "{}") as folder:
+        (folder / "report.json").write_text("new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.json"]
+    (tmp_path / "config.json").unlink()  # nobody's: what lies there may be the user's own
+    with results(str(tmp_path), "a", "{}") as folder:
+        (folder / "scores.json").write_text("newer")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "report.json", "scores.json"]
+
+
 def test_a_run_that_fails_changes_nothing(tmp_path):
     write(tmp_path, "old")
     with pytest.raises(TypeError), results(str(tmp_path), "a", "{}") as folder:

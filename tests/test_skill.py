@@ -22,12 +22,14 @@ def folder(tmp_path):
         ("2m_temperature", None, "K"): {"posterior": 2.0, "interpolation": 1.0, "climatology": 4.0},
     }
     found = [
-        record(*channel, method, metric, value)
+        record(*channel, method, metric, value * (1.5 if (method, metric) == ("posterior", "rmse") else 1))
         for channel, methods in values.items()
         for metric in ("rmse", "crps")
         for method, value in methods.items()
         if (channel[0], metric, method) != ("2m_temperature", "crps", "interpolation")
     ]
+    for channel, methods in values.items():  # of the posterior the error of the mean of infinitely many members
+        found += [record(*channel, "posterior", "debiased_rmse", methods["posterior"])]
     found += [record(*channel[:2], "1", "posterior", "spread_skill_ratio", 1.25) for channel in values]
     (tmp_path / "scores.json").write_text(json.dumps(found))
     return tmp_path
@@ -46,7 +48,7 @@ def test_the_summary_compares_with_the_best_baseline_of_each_field(folder):
     line = skill.summary({"sparse_obs": folder}).splitlines()[-1]
     assert (
         line
-        == f"| sparse obs | climatology, interpolation | 2.00 (1 of 2) | 0.50 (2 of 2) | 2 | `{folder}/scores.json` |"
+        == f"| sparse obs | climatology, interpolation | 1.25 (1 of 2) | 0.50 (2 of 2) | 2 | `{folder}/scores.json` |"
     )
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
@@ -75,6 +76,24 @@ def read(path: str) -> ConfigDict:
 def to_json(config: ConfigDict) -> str:
     """The configuration as JSON text; a tuple becomes a list, a function (an operator of the user's) its name."""
     return json.dumps(config.to_dict(), indent=2, default=lambda f: getattr(f, "__qualname__", repr(f)))
+
+
+def claim(folder: Path, c: ConfigDict, *content: str) -> None:
+    """Makes a folder that of one configuration, kept in its `config.json`, so that what it holds can be gone on with.
+
+    Args:
+        folder: created where it does not exist.
+        c: configuration.
+        content: digests of what the configuration only names.
+
+    Raises:
+        ValueError: the folder is another configuration's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark, text = folder / "config.json", json.dumps({**json.loads(to_json(c)), "content": content}, indent=2) + "\n"
+    if mark.exists() and mark.read_text() != text:
+        raise ValueError(f"{folder} holds a run of another configuration, see config.json: give another workdir.")
+    mark.write_text(text)
 
 
 def command(run: Callable[[list[str]], None]) -> NoReturn:

@@ -104,6 +104,7 @@ def moments(
     """Moments over the cells with values on all sides, and the share of the area of the others."""
     there = np.isfinite(x).all(0) & np.isfinite(y) & (True if normal is None else np.isfinite(normal))
     lost = np.tensordot(weights, ~there, axes=([1, 2], [1, 2])) / weights.sum((1, 2))[:, None, None]
+    x, y = np.where(there, x, np.nan), np.where(there, y, np.nan)  # so that both spectra are of the same fields
     return {**scores.moments(x, y, weights, there, normal, wanted, grid), "missing": lost}
 
 
@@ -168,11 +169,14 @@ def parse_exceedances(texts: Sequence[str], chosen: Chosen) -> dict[str, list[st
     for text in texts:
         name, _, values = text.partition("=")
         try:
-            found[name] = [scores.exceedance(float(value)) for value in values.split(",")]
+            thresholds = [float(value) for value in values.split(",")]
+            if not np.isfinite(thresholds).all():
+                raise ValueError
         except ValueError:
             raise ValueError(
                 f"--exceed {text!r}; expected variable=threshold, or variable=threshold,threshold."
             ) from None
+        found.setdefault(name, []).extend(map(scores.exceedance, thresholds))
         if name not in chosen:
             raise ValueError(f"--exceed {text!r} is of none of the scored variables, {', '.join(chosen)}.")
     return found

@@ -6,8 +6,8 @@ When the run is complete its workdir holds:
 
     config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
     report.html (all of it to look through in a browser)  static.zarr
-    report.json (stations: what was rejected, verification; warming: the signal kept, the change of rain; TDS: the
-    effective sample size)
+    report.json (physical realism of truth and members; stations: what was rejected, verification; warming: the signal
+    kept, the change of rain; TDS: the effective sample size)
 
 Members are written window by window. A run that is stopped goes on where it was when the same command is given again;
 if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
@@ -37,10 +37,11 @@ from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.diffusion.posterior import check_noise, check_selection
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import figures, scores
+from wind_jax.evaluation.baselines import gaussian_members
 from wind_jax.evaluation.kriging import Covariance
 from wind_jax.evaluation.report import report as write_report
 from wind_jax.prior import Prior, load_prior
-from wind_jax.problems.diagnosis import diverged, plausible, weights_lines, write_weights
+from wind_jax.problems.diagnosis import diverged, plausible, realism_record, weights_lines, write_weights
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress
@@ -85,6 +86,11 @@ def infer(c: ConfigDict) -> None:
     keys = jax.random.split(jax.random.key(c.seed))  # of the observations, of the members
     variance = c.guidance.variance if "guidance" in c else "nominal"
     covariance = Covariance.load(resolve(path, "covariance.json")) if (path := c.data.get("covariance")) else None
+    if covariance and not (prior.climatology and covariance.channels == channels):
+        raise ValueError(
+            "config.data.covariance is not of the prior's channels, or the prior carries no climatology: fit one by "
+            "python -m wind_jax.evaluation.kriging, or leave it empty."
+        )
     setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], variance, covariance)
     problem = make_problem(setting, **c.task.to_dict())
     leads, total = problem.leads, problem.overlap + problem.windows * (prior.frames - problem.overlap)
@@ -163,14 +169,22 @@ def infer(c: ConfigDict) -> None:
                         position.mark(case, batch.start, window + 1, known)
                         bar.update()
         # ----------------------------------------------------------------------------------------------------- scores
-        found = score(posterior, truth, problem, fitted) if problem.scored else []
+        found = score(posterior, truth, problem, fitted, setting) if problem.scored else []
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
         said = json.loads(report.read_text()) if report.exists() else {}  # of TDS
         lines = weights_lines(said["tds"], c.members) if said else []
+        whole = slice(None)
         if problem.report:
-            more, more_lines = problem.report(lambda case: posterior.read(case, slice(None)))
-            lines += more_lines
-            report.write_text(json.dumps(said | more, indent=1) + "\n")
+            more, more_lines = problem.report(lambda case: posterior.read(case, whole))
+            said, lines = said | more, lines + more_lines
+        if truth:
+            states = {
+                "truth": (truth.read(case, whole) for case in range(cases)),
+                "members": (x for case in range(cases) for x in posterior.read(case, whole)),
+            }
+            said["realism"] = [realism_record(of, x, channels, prior.grid, ground) for of, x in states.items()]
+        if said:
+            report.write_text(json.dumps(said, indent=1) + "\n")
 
         # ---------------------------------------------------------------------------------------------------- figures
         if c.figures and truth:
@@ -230,12 +244,8 @@ def fingerprint(c: ConfigDict, prior: Prior, problem: Problem, *fields: np.ndarr
     Of the archive they are of `fields`, and of the first states of the first and the last case.
     """
     digest = lambda *parts: hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
-    about = repr((prior.config, prior.frames, prior.schedule_name, prior.prediction))
     ends = [problem.states(case, 0, 1) for case in (0, len(problem.starts) - 1)] if problem.states else []
-    out = {
-        "prior": digest(about, prior.statistics.mean, prior.statistics.std, *jax.tree.leaves(prior.params)),
-        "archive": digest(*fields, *ends),
-    }
+    out = {"prior": prior.digest(), "archive": digest(*fields, *ends)}
     if path := c.task.get("path"):
         out["table"] = digest(Path(path).read_bytes())
     if operator := c.task.get("operator"):
@@ -288,7 +298,9 @@ def blocks(frames: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, frames)) for i in range(0, frames, size)]
 
 
-def score(posterior: ForecastFile, truth: ForecastFile, problem: Problem, fitted: Climatology) -> list[scores.Record]:
+def score(
+    posterior: ForecastFile, truth: ForecastFile, problem: Problem, fitted: Climatology, s: Setting
+) -> list[scores.Record]:
     """Records of the posterior and of what a user would try first, from the files of a run.
 
     Forecasts are scored by lead time; what observations reach, pooled over frames, and over the cells without any
@@ -298,29 +310,36 @@ def score(posterior: ForecastFile, truth: ForecastFile, problem: Problem, fitted
         posterior: members.
         truth: the same frames.
         problem: what was solved.
-        fitted: the climatology.
+        fitted: the climatology; with the covariance of anomalies a Gaussian ensemble about it.
+        s: what the problem started from.
     """
-    weights, seen = area_weights(truth.grid).astype(np.float32), problem.seen
+    weights, seen, statistics = area_weights(truth.grid).astype(np.float32), problem.seen, s.prior.statistics
+    deviation = s.covariance and s.covariance.deviation(truth.grid)[None]
     cases: dict[str, list[scores.Moments]] = {}
+    members: dict[str, int] = {}
     for case, begin in enumerate(truth.starts):
         parts: dict[str, list[scores.Moments]] = {}
         for lead in blocks(len(truth.leads), truth.chunk):
             y, normal = truth.read(case, lead), fitted.at(begin + truth.leads[lead])
-            others = {"climatology": normal} | dict(problem.baseline(case, lead))
-            forecasts = {"posterior": posterior.read(case, lead)} | {k: x[None] for k, x in others.items()}
+            climatology = normal[None]
+            if deviation is not None:
+                about = statistics.normalize(normal)
+                climatology = gaussian_members(about, deviation, statistics, (case, lead.start))
+            forecasts = {"posterior": posterior.read(case, lead), "climatology": climatology}
+            forecasts |= {k: x if x.ndim == 5 else x[None] for k, x in problem.baseline(case, lead).items()}
             unobserved = np.isnan(seen.values(case)[lead]) if seen and seen.masked else None
             for method, x in forecasts.items():
-                reference = normal if problem.context else None
+                members[method] = len(x)
+                reference = normal if problem.context and method != "climatology" else None
                 parts.setdefault(method, []).append(scores.moments(x, y, weights, unobserved, reference))
         for method, some in parts.items():
             whole = {name: np.concatenate([part[name] for part in some]) for name in some[0]}
             cases.setdefault(method, []).append(whole)
     hours = lead_hours(truth.leads) if problem.context else None
-    members = len(posterior.read(0, slice(0, 1)))
     return [
         record
         for method in sorted(cases, key=lambda method: method != "posterior")
-        for record in scores.records(method, cases[method], truth.channels, members, hours)
+        for record in scores.records(method, cases[method], truth.channels, members[method], hours)
     ]
 
 

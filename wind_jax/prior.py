@@ -1,10 +1,11 @@
 """The frozen prior: weights, geometry, statistics and diffusion settings in one portable file.
 
 A `Prior` is a pytree whose only leaves are its parameters, so it passes through `jax.jit` as an argument and one
-compiled sampler serves every prior of the same architecture.
+compiled sampler serves it with any parameters.
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -80,6 +81,12 @@ class Prior:
     def mean(self, inputs: Float[Array | np.ndarray, "*b t h w f"]):
         """The climatology among the `inputs`, (..., t, h, w, c) in model units; 0 where there is none."""
         return 0.0 if self.climatology is None else inputs[..., len(FORCING_NAMES) :]
+
+    def digest(self) -> str:
+        """SHA-256 of what the network and its units are, for a run that goes on only with the same."""
+        about = repr((self.config, self.frames, self.schedule_name, self.prediction))
+        parts = about, self.statistics.mean, self.statistics.std, *jax.tree.leaves(self.params)
+        return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 
     def denoiser(self, inputs: Float[Array | np.ndarray, "*b t h w f"]) -> Denoiser:
         """The map (x_t, t) -> E[x | x_t] in model units.

@@ -25,6 +25,11 @@ from wind_jax.sphere import Grid
 MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
 BEGUN = "begun.json"  # what becomes the mark, while a run is not complete
 POSITION = "position.npz"  # how far it is
+OWN = (
+    "posterior.zarr", "truth.zarr", "observations.zarr", "static.zarr", "scores.json", "report.json", "report.html",
+    "figures",
+)  # fmt: skip
+"""What runs leave in their folder beside the mark."""
 ALL = 2**31 - 1
 CONVENTIONS = "CF-1.11"
 _COORDINATES = {
@@ -88,14 +93,22 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
         yield partial
         begun.replace(partial / MARK)
         (workdir / MARK).unlink(missing_ok=True)
+        for name in OWN if owner else ():  # what this run does not make is not left to be taken for its own
+            _remove(workdir / name)
         for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
             old = workdir / new.name
-            if old.is_dir():
-                shutil.rmtree(old)
+            _remove(old) if old.is_dir() else None
             new.replace(old)
     finally:
         if not (partial / POSITION).exists():
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Position:

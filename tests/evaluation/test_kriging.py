@@ -6,16 +6,19 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import eval_legendre
+from scipy.stats import norm
 
 from wind_jax.data.climatology import HARMONICS, Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import Store, open_store
 from wind_jax.data.variables import channels
 from wind_jax.embedded import embedded
-from wind_jax.evaluation.baselines import interpolation
+from wind_jax.evaluation import metrics
+from wind_jax.evaluation.baselines import gaussian_members, interpolation
 from wind_jax.evaluation.kriging import Covariance, fit_covariance, kriging
+from wind_jax.evaluation.metrics import cell_mean
 from wind_jax.prior import load_prior
-from wind_jax.sphere import Grid, area_mean
+from wind_jax.sphere import Grid, area_mean, area_weights
 from wind_jax.tasks import sparse_obs
 
 GRID = Grid(np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5)
@@ -107,6 +110,29 @@ def test_deviation_is_calibrated():
     ratio = np.sqrt(np.mean(deviation[hidden] ** 2) / np.mean((truth - mean)[hidden] ** 2))
     assert 0.95 < ratio < 1.05
     assert 0.88 < np.mean(np.abs(truth - mean)[hidden] < 1.645 * deviation[hidden]) < 0.92
+
+
+def test_members_score_as_the_gaussian_they_are_of():
+    """The fair CRPS is that of N(mean, deviation^2) in closed form, the error of the mean that of the field."""
+    rng, grid = np.random.default_rng(0), Grid(np.linspace(-85, 85, 18), np.arange(36) * 10.0)
+    statistics = Statistics(channels(("temperature",), (500,)), np.array([250.0]), np.array([10.0]), np.ones(1))
+    mean = rng.normal(size=(2, *grid.shape, 1)).astype(np.float32)
+    deviation = rng.uniform(0.5, 2.0, (1, grid.shape[0], 1, 1)).astype(np.float32)
+    truth = mean + 1.3 * deviation * rng.normal(size=mean.shape).astype(np.float32)
+    members = gaussian_members(mean, deviation, statistics, (0,))
+    z = (truth - mean) / deviation
+    expected = 10 * deviation * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
+    weights = area_weights(grid)
+    found = metrics.crps(members[..., 0], statistics.denormalize(truth)[..., 0], weights)
+    np.testing.assert_allclose(found, cell_mean(expected[..., 0], weights), rtol=0.03)
+    np.testing.assert_allclose(members.mean(0), statistics.denormalize(mean), rtol=1e-6)
+
+
+def test_deviation_of_rows_is_interpolated():
+    c = covariance()
+    between = Grid((GRID.latitude[1:] + GRID.latitude[:-1]) / 2, GRID.longitude)
+    np.testing.assert_allclose(c.deviation(GRID)[:, 0], c.amplitude, rtol=1e-6)
+    np.testing.assert_allclose(c.deviation(between)[:, 0], (c.amplitude[1:] + c.amplitude[:-1]) / 2, rtol=1e-6)
 
 
 def test_tiles_agree_with_all_observations_at_once():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
+from wind_jax.evaluation.kriging import Covariance
 from wind_jax.physics import GRAVITY
 from wind_jax.problems.network import made_up
 from wind_jax.problems.registry import make_problem
@@ -58,6 +59,28 @@ def test_made_up_reports_are_the_truth_with_their_errors(setting, gross):
         fine = z[np.abs(z) < 5]
         assert abs(fine.mean()) < 5 / np.sqrt(fine.size)
         assert fine.std() == pytest.approx(1.0, abs=0.1)
+
+
+def test_kriging_of_reports_is_the_field_where_stations_are_dense(setting):
+    """White noise in space, two reports in a cell: the cell's value where it is reported, else the climatology."""
+    shape, grid = (len(setting.prior.statistics.channels),), setting.prior.grid
+    covariance = Covariance(
+        setting.prior.statistics.channels, grid.latitude.astype(float), np.ones((grid.shape[0], *shape)),
+        np.tile(np.arange(30)[:, None] * 2 + 1.0, shape) / 900, np.tile(np.eye(14)[0][:, None], shape), np.zeros(shape),
+    )  # fmt: skip
+    informed = setting._replace(covariance=covariance)
+    assert stations(setting, withheld=0.0).baseline(0, slice(0, FRAMES)) == {}
+    problem = stations(informed, withheld=0.0)
+    members = problem.baseline(0, slice(1, FRAMES))["kriging"]
+    assert members.shape == (50, FRAMES - 1, *grid.shape, *shape)
+    statistics, t2m = setting.prior.statistics, [c.key for c in setting.store.channels].index("2m_temperature")
+    seen = problem.seen.values(0)[1:, ..., t2m]
+    there = np.isfinite(seen)
+    mean, spread = members[..., t2m].mean(0), members[..., t2m].std(0)
+    assert np.corrcoef(mean[there], seen[there])[0, 1] > 0.95
+    assert spread[there].mean() < 0.5 * spread[~there].mean()
+    other = (t2m + 1) % shape[0]
+    np.testing.assert_allclose(members[..., other].mean(0), statistics.mean[other], rtol=1e-3)
 
 
 def test_quality_control_takes_out_what_is_grossly_wrong(setting):

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
+from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import ACCUMULATIONS, NON_NEGATIVE, Channel
 from wind_jax.sphere import Grid, bilinear, interpolate
 
@@ -172,6 +173,32 @@ def about_climatology(
     fields = normal + interpolate(y - measure(normal))
     positive = np.array([c.name in NON_NEGATIVE for c in channels])
     return _where(positive, fields.clip(0), fields)
+
+
+def gaussian_members(
+    mean: Float[np.ndarray, "t h w c"],
+    deviation: Float[np.ndarray, "#t #h #w c"],
+    statistics: Statistics,
+    seed: Sequence[int],
+    members: int = 50,
+) -> Float[np.ndarray, "m t h w c"]:
+    """Members whose value at each cell is Gaussian in model units, each by itself: for scores of single cells.
+
+    Their mean in model units is exactly the given one. That makes their fair CRPS too small by 1 / (2 m), and the error
+    of their mean no larger than that of the field.
+
+    Args:
+        mean: model units.
+        deviation: standard deviation, model units.
+        statistics: of model units.
+        seed: of the draws.
+        members: m.
+
+    Returns:
+        Physical units; what cannot be negative is not.
+    """
+    draws = np.random.default_rng(seed).standard_normal((members, *mean.shape), np.float32)
+    return statistics.physical(mean + deviation * (draws - draws.mean(0)))
 
 
 def unit_vectors(latitude: Float[np.ndarray, "n"], longitude: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 3"]:

@@ -150,7 +150,7 @@ def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArra
             [scores.select(found, method=method, metric=metric, lead_hours=h)[variable, level] for h in hours]  # noqa: B023
         )
         curves = {method: by_lead(method, "rmse") for method in ("posterior", "persistence", "climatology")}
-        curves["spread"] = by_lead("posterior", "spread_skill_ratio") * curves["posterior"]
+        curves["spread"] = by_lead("posterior", "spread_skill_ratio") * curves["posterior"]  # with (M + 1) / M
         panels[plots.name(variable, level)] = xarray.Dataset(
             {name: ("lead_hours", values) for name, values in curves.items()},
             {"lead_hours": hours},

@@ -92,6 +92,11 @@ class Covariance:
         if (self.amplitude <= 0).any():
             raise ValueError(f"amplitudes of a covariance must be positive, got {self.amplitude.min():g}.")
 
+    def deviation(self, grid: Grid) -> Float[np.ndarray, "h 1 c"]:
+        """Standard deviation of the anomaly in each row of a grid."""
+        rows = [np.interp(grid.latitude, self.latitude, a) for a in self.amplitude.T]
+        return np.stack(rows, axis=-1, dtype=np.float32)[:, None]
+
     def to_dict(self) -> dict:
         """Plain lists and strings, for JSON, to five significant digits."""
         plain = lambda a: [plain(b) for b in a] if a.ndim else float(f"{a:.5g}")

@@ -27,9 +27,9 @@ _ASKED = {
     "forecast": "Forecast {leads} frames, 6 hours apart, from {context} known ones.",
     "sparse_obs": "Fill in every field of a window of the atmosphere from {fraction} of its cells, with errors of "
     "{error} of a standard deviation.",
-    "spatial_downscaling": "Find the fine fields from means over {factor} x {factor} cells, with errors of {error} of "
-    "a standard deviation.",
-    "temporal_downscaling": "Find every frame from means over {mean_over} of them, with errors of {error} of a "
+    "spatial_downscaling": "Find the fine fields from means over {factor} x {factor} cells, taken to be good to "
+    "{error} of a standard deviation.",
+    "temporal_downscaling": "Find every frame from means over {mean_over} of them, taken to be good to {error} of a "
     "standard deviation.",
     "reanalysis": "Follow the atmosphere through {windows} windows that share {overlap} frames, from {fraction} of "
     "the cells of every frame, with errors of {error} of a standard deviation.",
@@ -38,9 +38,17 @@ _ASKED = {
     "{context} frames are warmer, and it is held to the warmer large scale (means over {factor} x {factor} cells).",
     "custom": "Draw what agrees with an operator of the user's, {operator}.",
 }
+_OPERATOR = (
+    "<p>The operator is a function of the experiment file that was run, which this page does not hold: put it in place "
+    "of its name.</p>"
+)
 _FIGURES = {
     "scores": ("Error of every field", "RMSE of each method as a fraction of that of climatology, by field."),
-    "errors": ("Error and spread by lead time", "RMSE and ensemble spread against lead time, by field."),
+    "errors": (
+        "Error and spread by lead time",
+        "RMSE and ensemble spread against lead time, by field; with the factor (M + 1) / M of M members in its "
+        "variance, a reliable spread equals the RMSE.",
+    ),
     "spectra": (
         "Spectra",
         "Variance by zonal wavenumber of truth, members and their mean. A mean is smoother than the truth; members "
@@ -285,8 +293,9 @@ def _again(config: Mapping[str, Any]) -> str:
     used = {"Python": platform.python_version()} | {
         name: version(name) for name in ("wind_jax", "jax", "flax", "numpy")
     }
+    own = _OPERATOR if "operator" in settings.get("task", {}) else ""
     return (
-        f"<p>Save this as <code>experiment.py</code>:</p><pre tabindex='0'>{escape(file)}</pre>"
+        f"{own}<p>Save this as <code>experiment.py</code>:</p><pre tabindex='0'>{escape(file)}</pre>"
         f"<p>and run</p><pre tabindex='0'>{_COMMAND}</pre>"
         f"<p class='soft'>This page was written with {escape(', '.join(f'{k} {v}' for k, v in used.items()))}.</p>"
     )

@@ -30,13 +30,14 @@ REGIONS: dict[str, Box] = {
 }
 """WeatherBench2's regions."""
 
-BASIC = ("rmse", "crps", "spread_skill_ratio", "acc")
+BASIC = ("rmse", "debiased_rmse", "crps", "spread_skill_ratio", "acc")
 """Metrics of the table of a run."""
 DETERMINISTIC = ("rmse", "bias", "mae", "acc", "spectral_divergence", "log_spectral_distance")
 """Metrics of any forecast. The mean of an ensemble is scored, but for spectra, which are averaged over its members;
 "acc" needs a climatology, and spectra a region of whole latitude circles."""
-ENSEMBLE = ("crps", "energy_score", "spread", "spread_skill_ratio", "debiased_mse")
-"""Metrics that need two or more members."""
+ENSEMBLE = ("crps", "energy_score", "spread", "spread_skill_ratio", "debiased_mse", "debiased_rmse")
+"""Metrics that need two or more members. "debiased" is the error of the mean that infinitely many members would have:
+MSE - variance / M, unbiased for exchangeable members."""
 BRIER = "brier_above_"
 """Begins the name of the Brier score of an exceedance, which ends with the threshold: `exceedance(280.0)`."""
 
@@ -57,6 +58,10 @@ _POOLED = {
         lambda mean, members: np.asarray(metrics.spread_skill_ratio(mean["variance"], mean["mse"], members)),
     ),
     "debiased_mse": (("mse", "variance"), lambda mean, members: mean["mse"] - mean["variance"] / members),
+    "debiased_rmse": (
+        ("mse", "variance"),
+        lambda mean, members: np.sqrt(np.maximum(mean["mse"] - mean["variance"] / members, 0)),
+    ),
 } | {
     name: (
         ("spectrum", "spectrum_of_truth"),

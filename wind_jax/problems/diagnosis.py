@@ -1,16 +1,21 @@
-"""What is to be said of a chain that went wrong, or of an ensemble that is thinner than it looks."""
+"""What is to be said of a chain that went wrong, of an ensemble thinner than it looks, of how real its states are."""
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from wind_jax.data.variables import Channel
 from wind_jax.diffusion.likelihood import misfit, noise_variance
 from wind_jax.diffusion.smc import Weights
+from wind_jax.evaluation.realism import UNITS, realism
 from wind_jax.prior import Prior
 from wind_jax.rollout import Guide
+from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation
 
 
@@ -55,6 +60,28 @@ def furthest(observation: Observation, x: jax.Array) -> str:
         return f"the observations {', '.join(sizes)}"
     worst = max(sizes, key=lambda name: sizes[name] if np.isfinite(sizes[name]) else np.inf)
     return f"the observation {worst} most of all, which is {sizes[worst]:.3g} errors from the start of the chain"
+
+
+def realism_record(
+    of: str,
+    trajectories: Iterable[Float[np.ndarray, "t h w c"]],
+    channels: Sequence[Channel],
+    grid: Grid,
+    surface_geopotential: Float[np.ndarray, "h w"] | None,
+) -> dict[str, str | float]:
+    """Size of each diagnostic of `evaluation.realism`, mean over frames and trajectories, by name, level and unit.
+
+    Args:
+        of: what the states are, kept under "of".
+        trajectories: physical units, frames 6 h apart.
+        channels: of the states.
+        grid: of the states.
+        surface_geopotential: m2 s-2; None leaves out what needs the ground.
+    """
+    found = [realism(x, channels, grid, surface_geopotential) for x in trajectories]
+    size = {key: np.abs([each[key] for each in found]) for key in found[0]}
+    label = lambda name, level: f"{name}{'' if level is None else f', {level} hPa'} ({UNITS[name]})"
+    return {"of": of} | {label(*key): float(np.nanmean(a)) for key, a in size.items() if np.isfinite(a).any()}
 
 
 def write_weights(report: Path, case: int, window: int, weights: Weights) -> None:

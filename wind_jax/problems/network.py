@@ -9,6 +9,8 @@ import numpy as np
 from wind_jax.data.reports import SPEED, Reports, leave_out, read_stations
 from wind_jax.data.store import TIME_STEP
 from wind_jax.diffusion.likelihood import gaussian, student_t
+from wind_jax.evaluation.baselines import gaussian_members
+from wind_jax.evaluation.kriging import kriging
 from wind_jax.physics import GRAVITY
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, calendar, case_starts
 from wind_jax.rollout import make_chain, rollout
@@ -112,6 +114,19 @@ def stations(
                 out[frame[i], row[i], away[i].argmin(), position[name]] = reports.value[i]
         return out
 
+    @lru_cache(maxsize=1)
+    def kriged(case):
+        """From the reports at their nearest cells; those of wind speed say nothing of its components."""
+        error = np.array([errors.get(c.name, 0.0) if c.level is None else 0.0 for c in statistics.channels])
+        reports = statistics.normalize(values(case))
+        return kriging(reports, background(case), times(case), prior.grid, s.covariance, error / statistics.std)
+
+    def baseline(case, lead):
+        if s.covariance is None:
+            return {}
+        estimate = (field[lead] for field in kriged(case))
+        return {"kriging": gaussian_members(*estimate, statistics, (case, lead.start))}
+
     def report(posterior):
         records, lines = [], []
         for case in range(s.cases):
@@ -159,7 +174,7 @@ def stations(
         observe=lambda placed: network.station_observation(placed, statistics, s.variance, likelihood),
         told=lambda case, window: network.pad(place(judged(case)[0], case), sizes),
         seen=Seen(prior.grid, leads, values, masked=False),
-        baseline=lambda case, lead: {},
+        baseline=baseline,
         states=states,
         scored=states is not None,
         report=report,

@@ -14,6 +14,7 @@ from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation
 
 Fields = Float[np.ndarray, "l h w c"]
+Ensemble = Float[np.ndarray, "m l h w c"]
 
 
 class Setting(NamedTuple):
@@ -28,7 +29,7 @@ class Setting(NamedTuple):
         period: first and last day, empty for all.
         key: of everything that is drawn.
         variance: "nominal" or "adaptive": of the observations, as guidance sees it.
-        covariance: of anomalies, for the baseline by kriging; None: without it.
+        covariance: of anomalies, for the baselines that have a spread; None: without it.
     """
 
     prior: Prior
@@ -70,7 +71,8 @@ class Problem(NamedTuple):
         observe: what a window is told -> its observation; None for a free run.
         told: (case, window) -> arrays, the same shapes for all.
         seen: observations as fields, where they are such.
-        baseline: (case, positions among the leads) -> fields by method, NaN where it has none.
+        baseline: (case, positions among the leads) -> by method a field (l, h, w, c), NaN where it has none, or members
+            (m, l, h, w, c).
         states: (case, first frame, number) -> what is true, or is taken as the start; None where no one knows.
         guided: whether a case is; all are, unless it says otherwise.
         event: number whose noise a case shares: runs that are to be compared differ in nothing else.
@@ -88,7 +90,7 @@ class Problem(NamedTuple):
     observe: Callable[[PyTree], Observation] | None
     told: Callable[[int, int], PyTree]
     seen: Seen | None
-    baseline: Callable[[int, slice], Mapping[str, Fields]]
+    baseline: Callable[[int, slice], Mapping[str, Fields | Ensemble]]
     states: Callable[[int, int, int], Fields] | None
     guided: Callable[[int], bool] = lambda case: True
     event: Callable[[int], int] = lambda case: case

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from wind_jax.data.store import TIME_STEP
-from wind_jax.evaluation.baselines import about_climatology, interpolation, refined, upsampled
+from wind_jax.evaluation.baselines import about_climatology, gaussian_members, interpolation, refined, upsampled
 from wind_jax.evaluation.kriging import kriging
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
@@ -47,11 +47,6 @@ def reanalysis(
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
-    if s.covariance and not (prior.climatology and s.covariance.channels == statistics.channels):
-        raise ValueError(
-            "config.data.covariance is not of the prior's channels, or the prior carries no climatology: fit one by "
-            "python -m wind_jax.evaluation.kriging, or leave it empty."
-        )
     frames = window_frames(windows, prior.frames, overlap)
     starts = case_starts(s, frames)
     new, deviation = prior.frames - overlap, sparse.errors(error, statistics)
@@ -80,11 +75,14 @@ def reanalysis(
     def kriged(case):
         times = s.store.times[int(starts[case]) :][:frames]
         normal = statistics.normalize(prior.climatology.at(times))
-        return statistics.denormalize(kriging(measured(case), normal, times, prior.grid, s.covariance, deviation)[0])
+        return kriging(measured(case), normal, times, prior.grid, s.covariance, deviation)
 
     def baseline(case, lead):
         found = {"interpolation": interpolation(values(case)[lead], prior.grid)}
-        return found | ({"kriging": kriged(case)[lead]} if s.covariance else {})
+        if s.covariance:
+            estimate = (field[lead] for field in kriged(case))
+            found["kriging"] = gaussian_members(*estimate, statistics, (case, lead.start))
+        return found
 
     return Problem(
         starts=starts,
