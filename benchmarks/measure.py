@@ -1,4 +1,4 @@
-"""What both benchmarks share: how a call is timed, how memory is read, how the result is printed."""
+"""What the benchmarks share: how a call is timed, how memory is read, how the result is printed."""
 
 import argparse
 import dataclasses
@@ -16,12 +16,11 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
-from wind_jax.data.forcings import FORCING_NAMES
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
-from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
+from wind_jax.train import architecture
 
 PEAK_FLOP_PER_S = {
     "A100": 312e12,
@@ -57,23 +56,9 @@ def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, Co
         parser.error(str(error))
 
 
-def architecture(c: ConfigDict) -> UViTConfig:
-    """The network of an experiment for training."""
-    height, width = c.data.grid
-    chosen = channels(c.data.variables or None, c.data.levels or None)
-    return UViTConfig(
-        channels=len(chosen),
-        latitude=height,
-        longitude=width,
-        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
-        **c.model.to_dict(),
-    )
-
-
 def random_prior(c: ConfigDict) -> Prior:
     """A prior of an experiment for training, with random weights."""
-    model = architecture(c)
-    chosen = channels(c.data.variables or None, c.data.levels or None)
+    chosen, model = architecture(c)
     height, width = c.data.grid
     one = np.ones(model.channels, np.float32)
     return Prior(

@@ -10,17 +10,18 @@ between settings.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import architecture, arguments, compiled, median_seconds, peak_memory, report, share_of_peak
+from measure import arguments, compiled, median_seconds, peak_memory, report, share_of_peak
 
 from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.model.flops import matmul_flops
 from wind_jax.prior import apply, graph
-from wind_jax.training.mesh import make_mesh, put_batch
+from wind_jax.train import architecture
+from wind_jax.training.mesh import make_mesh, process_rows, put_batch
 from wind_jax.training.state import init_state, make_optimizer, make_train_step, state_sharding
 
 options, c = arguments(__doc__, repeats=5)
-model, mesh = architecture(c), make_mesh(**c.mesh.to_dict())
+(_, model), mesh = architecture(c), make_mesh(**c.mesh.to_dict())
 graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
 optimizer = make_optimizer(**c.optimizer.to_dict())
 weights = jnp.ones((model.latitude, 1, model.channels), jnp.float32)
@@ -32,7 +33,7 @@ def loss(params, batch, key):
     return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
 
 
-window = (c.batch_size // jax.process_count(), c.data.frames, model.latitude, model.longitude)
+window = (len(process_rows(mesh, c.batch_size)), c.data.frames, model.latitude, model.longitude)
 draw = np.random.default_rng(0)
 batch = put_batch(
     mesh,
@@ -40,6 +41,7 @@ batch = put_batch(
         "x": draw.standard_normal((*window, model.channels), np.float32),
         "inputs": draw.standard_normal((*window, model.forcings), np.float32),
     },
+    c.batch_size,
 )
 state = init_state(model, optimizer, mesh, c.seed)
 times = jnp.zeros(batch["x"].shape[:2], jnp.float32)

@@ -4,7 +4,7 @@
 #   launch/local.sh 2 --config experiments/speedy.py --config.workdir=runs/two
 #
 # Process i is told of the others by WIND_COORDINATOR, WIND_PROCESS_COUNT and WIND_PROCESS_ID and, on a host with
-# GPUs, sees GPU i alone. Each line of its log starts with [i]. When one fails or is killed, all are stopped and its exit
+# GPUs, sees GPU i alone, or the i-th of CUDA_VISIBLE_DEVICES where that is set. Each line of its log starts with [i]. When one fails or is killed, all are stopped and its exit
 # status is this script's; the same command goes on from the last checkpoint. TERM or INT (Ctrl-C) has the processes save
 # and end in order; a second one ends them at once. PYTHON names the interpreter, PORT the coordinator's port. Needs bash
 # 5.1 or newer.
@@ -20,6 +20,11 @@ if ! [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then
 fi
 count=$1
 shift
+IFS=, read -ra gpus <<<"${CUDA_VISIBLE_DEVICES-$(seq -s, 0 $((count - 1)))}"
+if [[ ${gpus[0]:--1} != -1 ]] && ((${#gpus[@]} < count)); then # empty and -1 hide all GPUs
+  echo "launch/local.sh: $count processes need as many GPUs, found CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES." >&2
+  exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python; fi
@@ -46,7 +51,7 @@ trap '[[ -z $asked ]] || exit 130; asked=yes; kill -TERM "${processes[@]}" 2>/de
 for ((i = 0; i < count; i++)); do
   exec {log}> >(prefixed "$i")
   loggers+=($!)
-  WIND_PROCESS_ID=$i CUDA_VISIBLE_DEVICES=$i "$PYTHON" -u -m wind_jax.train "$@" >&"$log" 2>&1 &
+  WIND_PROCESS_ID=$i CUDA_VISIBLE_DEVICES=${gpus[i]:-} "$PYTHON" -u -m wind_jax.train "$@" >&"$log" 2>&1 &
   processes+=($!)
   exec {log}>&-
 done

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Training under Slurm, one process a GPU; run from the repository, after `make venv EXTRAS=dev,cuda`:
 #
-#   sbatch --nodes=4 launch/slurm.sh --config experiments/era5_1p5deg.py --config.workdir=runs/era5
+#   sbatch --nodes=8 launch/slurm.sh --config experiments/era5_1p5deg.py --config.workdir=runs/era5
 #
+# is 8 nodes of 4 GPUs, as many as the mesh of that experiment has devices.
 # WIND_COORDINATOR=auto has training call jax.distributed.initialize(), which reads the coordinator and each process's
 # place from Slurm and gives process i of a node the GPU i of that node; so GPUs are asked for by node, not by task.
 # Where each node is one process (CPU clusters): `sbatch --ntasks-per-node=1 --gpus-per-node=0 ...`. Five minutes before

@@ -12,7 +12,7 @@
 #          delete    give the slice back
 #          all       create, copy, install, run, logs
 # --name NAME, --zone ZONE                            always needed
-# --type TYPE (v5litepod-16), --version VERSION (v2-alpha-tpuv5-lite)       what to create; --spot for spot capacity
+# --type TYPE (v5litepod-32), --version VERSION (v2-alpha-tpuv5-lite)       what to create; --spot for spot capacity
 # --project PROJECT                                   if it is not gcloud's default
 # --dry-run                                           print every command, run none
 # After --: arguments of wind_jax.train, for instance
@@ -27,7 +27,7 @@ set -euo pipefail
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 fail() { echo "launch/tpu.sh: $1" >&2; exit 2; }
 
-dry_run='' action='' name='' zone='' type=v5litepod-16 version=v2-alpha-tpuv5-lite worker=0
+dry_run='' action='' name='' zone='' type=v5litepod-32 version=v2-alpha-tpuv5-lite worker=0
 flags=() spot=()
 while (($#)); do
   case $1 in
@@ -66,10 +66,14 @@ on_all() { gcloud_tpus tpu-vm ssh "$name" --worker=all --command="$1"; }
 create() {
   gcloud_tpus queued-resources create "$name" --node-id="$name" --accelerator-type="$type" \
     --runtime-version="$version" "${spot[@]}"
-  local state=''
+  local state='' failures=0
   until [[ $state == ACTIVE ]]; do
     [[ -z $state ]] || sleep 30
-    state=$(gcloud_tpus queued-resources describe "$name" --format='value(state.state)')
+    if state=$(gcloud_tpus queued-resources describe "$name" --format='value(state.state)'); then
+      failures=0
+    else
+      ((++failures < 10)) || fail "gcloud could not describe $name $failures times in a row."
+    fi
     [[ -z $dry_run ]] || return 0
     echo "$name is ${state:=UNKNOWN}" >&2
     [[ $state != FAILED && $state != SUSPENDED ]] || fail "the request for $name is $state; delete it and ask again."
@@ -89,9 +93,9 @@ install() {
 }
 run() {
   (($#)) || fail "'$action' needs the training arguments after --."
-  local arguments
+  local arguments alive='pgrep -F train.pid -f wind_jax.train > /dev/null 2>&1'
   printf -v arguments ' %q' "$@"
-  on_all "cd wind_jax && { WIND_COORDINATOR=auto WIND_LOG_EVERY=60 nohup setsid .venv/bin/python -u -m wind_jax.train$arguments > train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
+  on_all "cd wind_jax && if $alive; then echo 'training runs here already; stop it first' >&2; exit 1; fi && { WIND_COORDINATOR=auto WIND_LOG_EVERY=60 nohup setsid .venv/bin/python -u -m wind_jax.train$arguments >> train.log 2>&1 < /dev/null & echo \$! > train.pid; }"
 }
 logs() { gcloud_tpus tpu-vm ssh "$name" --worker="$worker" --command='tail -n 100 -F wind_jax/train.log'; }
 # shellcheck disable=SC2016  # expanded by the worker's shell

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from wind_jax.embedded import embedded
-from wind_jax.files import join, read_bytes, write_bytes
+from wind_jax.files import join, locate, read_bytes, write_bytes
 from wind_jax.prior import load_prior
 
 
@@ -52,6 +52,17 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
 def test_join():
     assert join("gs://bucket/run/", "prior.npz") == "gs://bucket/run/prior.npz"
     assert join("/a/run", "prior.npz") == "/a/run/prior.npz"
+
+
+def test_an_endpoint_of_its_own_is_for_s3_alone(monkeypatch):
+    assert locate("s3://bucket/run/a") == ("s3://bucket/run/a", "s3://bucket/run/a")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host:9000/")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    spec = {"driver": "s3", "bucket": "bucket", "endpoint": "http://host:9000", "aws_region": "eu-north-1"}
+    assert locate("s3://bucket/run/a")[0] == spec | {"path": "run/a"}
+    assert locate("s3://bucket")[0] == spec | {"path": ""}
+    assert locate("gs://bucket/a")[0] == "gs://bucket/a"
+    assert locate("/a")[0] == {"driver": "file", "path": "/a"}
 
 
 def test_a_prior_by_url(server, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,24 @@ def test_local_gives_every_process_its_place(interpreter):
     assert done.returncode == 0, done.stderr
     expected = "127.0.0.1:4321 3 -u -m wind_jax.train --config a b.py"
     assert sorted(done.stdout.splitlines()) == [f"[{i}] {expected}" for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [(None, ["0", "1"]), ("3,5,7", ["3", "5"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"]), ("", ["", ""])]
+)
+def test_local_shares_out_the_gpus_that_it_is_given(interpreter, monkeypatch, given, seen):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    python = interpreter("print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    given = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+    done = launch("local.sh", "2", PYTHON=python, PORT="4321", **given)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"[{i}] {gpu}" for i, gpu in enumerate(seen)]
+
+
+def test_local_needs_a_gpu_for_each_process():
+    done = launch("local.sh", "3", CUDA_VISIBLE_DEVICES="3,5")
+    assert done.returncode == 2
+    assert "3 processes need as many GPUs, found CUDA_VISIBLE_DEVICES=3,5" in done.stderr
 
 
 def test_local_stops_all_when_one_fails(interpreter, tmp_path):
@@ -131,11 +150,59 @@ def test_tpu_dry_run_prints_and_runs_nothing(no_gcloud):
         ["tpu-vm", "ssh"],
         ["tpu-vm", "ssh"],
     ]
-    assert {"wind", "--node-id=wind", "--accelerator-type=v5litepod-16", "--spot"} <= set(gcloud[0])
+    assert {"wind", "--node-id=wind", "--accelerator-type=v5litepod-32", "--spot"} <= set(gcloud[0])
     run = next(a for a in gcloud[5] if a.startswith("--command="))
-    started = re.search(r"wind_jax\.train (.*) > train\.log", run)[1]
+    started = re.search(r"-m wind_jax\.train (.*) >> train\.log", run)[1]
     assert shlex.split(started) == training
     assert "--worker=all" in gcloud[5]
+
+
+@pytest.fixture
+def gcloud(tmp_path):
+    """A PATH whose gcloud runs the given lines, and whose sleep takes no time."""
+
+    def write(lines: str) -> str:
+        for name, text in (("gcloud", lines), ("sleep", "exit 0")):
+            (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{text}\n")
+            (tmp_path / name).chmod(0o755)
+        return f"{tmp_path}:{os.environ['PATH']}"
+
+    return write
+
+
+PLACE = ("--name", "wind", "--zone", "us-west4-a")
+
+
+def test_tpu_waits_on_when_gcloud_fails_now_and_then(gcloud):
+    """It fails at every other look, and the slice is there at the sixth."""
+    looks = "[[ $4 == describe ]] || exit 0\necho >> looks\nlooks=$(wc -l < looks)\n"
+    done = launch(
+        "tpu.sh", "create", *PLACE, PATH=gcloud(looks + "((looks % 2)) && exit 1\n((looks < 6)) || echo ACTIVE")
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(" describe wind") == 6
+    done = launch("tpu.sh", "create", *PLACE, PATH=gcloud("[[ $4 == create ]]"))
+    assert done.returncode == 2
+    assert "could not describe wind 10 times in a row" in done.stderr
+
+
+def test_tpu_run_keeps_the_log_and_refuses_a_second_training(gcloud, tmp_path):
+    """What `run` has a worker do, done here."""
+    python, log, pid = (tmp_path / "wind_jax" / name for name in (".venv/bin/python", "train.log", "train.pid"))
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!{sys.executable}\nimport time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    python.chmod(0o755)
+    path = gcloud('for a; do\n[[ $a != --command=* ]] || exec bash -c "${a#*=}"\ndone')
+    run = lambda: launch("tpu.sh", "run", *PLACE, "--", "--config", "a.py", PATH=path)
+    for times in (1, 2):
+        assert run().returncode == 0
+        try:
+            wait_for(lambda times=times: log.exists() and log.read_text() == times * "here\n")
+            again = run()
+            assert again.returncode == 1
+            assert "training runs here already" in again.stderr
+        finally:
+            os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import time
 
@@ -83,9 +84,12 @@ def test_prior_carries_the_climatology_about_which_it_sees_anomalies(archive, fi
     np.testing.assert_allclose(x0_hat[0], prior.mean(inputs), atol=1e-2)
 
 
-def test_without_climatology(archive, tmp_path):
+def test_without_climatology(archive, tmp_path, monkeypatch):
+    on_mesh = lambda *_: {"on_mesh": not jax.sharding.get_abstract_mesh().empty}  # else `uvit` gathers no parameters
+    monkeypatch.setattr("wind_jax.train.make_validation", lambda *_, **__: on_mesh)
     changes = {"data.climatology": False, "optimizer.steps": 3, "log_every": 3}
     train(config(archive, tmp_path, **changes))
+    assert metrics(tmp_path)[-1] == {"step": 3, "validation/on_mesh": 1.0}
     prior = load_prior(tmp_path / "prior.npz")
     assert prior.climatology is None
     assert prior.config.forcings == 10
@@ -99,9 +103,9 @@ def before_batch(monkeypatch):
     def set_up(start=0, **events):
         put, calls = put_batch, [start - 1]  # one batch of validation comes first
 
-        def putting(mesh, batch):
+        def putting(mesh, batch, batch_size):
             calls[0] += 1
-            return put(mesh, events.get(f"step{calls[0]}", lambda batch: batch)(batch))
+            return put(mesh, events.get(f"step{calls[0]}", lambda batch: batch)(batch), batch_size)
 
         monkeypatch.setattr("wind_jax.train.put_batch", putting)
 
@@ -171,10 +175,14 @@ def test_steps_that_are_not_finite_can_be_skipped(archive, tmp_path, before_batc
 
 
 @pytest.mark.slow
-def test_skipping_all_steps_is_no_training(archive, tmp_path, before_batch):
-    before_batch(**{f"step{n}": poison for n in range(5, 9)})
-    with pytest.raises(FloatingPointError, match="not finite in 4 of the steps 5 to 8"):
-        train(config(archive, tmp_path, non_finite="skip"))
+@pytest.mark.parametrize(
+    ("log_every", "bad", "told"),
+    [(4, range(5, 9), "4 of the steps 5 to 8"), (20, range(21, 25), "4 of the steps 21 to 24")],
+)
+def test_skipping_all_steps_is_no_training(archive, tmp_path, before_batch, log_every, bad, told):
+    before_batch(**{f"step{n}": poison for n in bad})
+    with pytest.raises(FloatingPointError, match=f"not finite in {told}"):
+        train(config(archive, tmp_path, non_finite="skip", log_every=log_every))
 
 
 @pytest.mark.slow
@@ -205,6 +213,22 @@ def test_a_full_disk_does_not_end_the_run(archive, finished, tmp_path, before_ba
     same_training(tmp_path, finished)
 
 
+def test_prior_that_was_not_written_is_an_error_and_comes_with_the_next_start(archive, finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    (workdir / "prior.npz").unlink()
+    c = config(archive, workdir)
+
+    def full(path, prior):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("wind_jax.train.save_prior", full)
+        with pytest.raises(OSError, match=r"Step 24 is saved, but not its prior: .*No space left"):
+            train(c)
+    train(c)
+    same_training(workdir, finished)
+
+
 @pytest.mark.slow
 def test_last_checkpoint_that_fails_ends_with_an_error(archive, tmp_path, monkeypatch):
     monkeypatch.setattr("orbax.checkpoint.CheckpointManager.save", lambda *_, **__: (_ for _ in ()).throw(OSError(28)))
@@ -213,7 +237,7 @@ def test_last_checkpoint_that_fails_ends_with_an_error(archive, tmp_path, monkey
 
 
 def test_checkpoint_of_another_architecture_is_refused(archive, finished):
-    with pytest.raises(ValueError, match=r"model.depth is 3, the checkpoint has 1"):
+    with pytest.raises(ValueError, match=r"model.depth is 3, there it is 1"):
         train(config(archive, finished, **{"model.depth": 3}))
 
 

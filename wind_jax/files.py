@@ -27,7 +27,7 @@ def read_bytes(path: str | os.PathLike) -> bytes | None:
     try:
         result = _open(path).read("").result()
     except Exception as error:
-        raise ValueError(f"Cannot read {str(path)!r}: {error}") from error
+        raise ValueError(f"Cannot read {locate(path)[1]!r}: {error}") from error
     return result.value if result.state == "value" else None
 
 
@@ -40,9 +40,27 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     try:
         _open(path).write("", data).result()
     except Exception as error:
-        raise OSError(f"Cannot write {str(path)!r}: {error}") from error
+        raise OSError(f"Cannot write {locate(path)[1]!r}: {error}") from error
+
+
+def locate(path: str | os.PathLike) -> tuple[str | dict[str, str], str]:
+    """What tensorstore opens for a path or URL, and how messages name it.
+
+    A store of its own that speaks S3 (MinIO, Ceph) is named by AWS_ENDPOINT_URL, as for every other tool.
+    """
+    path = str(path)
+    if not is_url(path):
+        return {"driver": "file", "path": path}, path
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not (endpoint and path.startswith("s3://")):
+        return path, path
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    # With its region given, the bucket is not asked for it; that request would not be tried again.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    spec = {"driver": "s3", "bucket": bucket, "path": key, "endpoint": endpoint.rstrip("/"), "aws_region": region}
+    return spec, f"{path} at {endpoint}"
 
 
 def _open(path: str | os.PathLike) -> ts.KvStore:
-    spec = str(path) if is_url(path) else {"driver": "file", "path": os.path.abspath(path)}
+    spec, _ = locate(path if is_url(path) else os.path.abspath(path))
     return ts.KvStore.open(spec, context=ts.Context(_CONTEXT)).result()

@@ -18,10 +18,10 @@ import json
 import math
 import sys
 import time
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -29,8 +29,8 @@ from rich.console import Console
 from wind_jax import config as configuration
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels as select_channels
-from wind_jax.data.windows import windows
+from wind_jax.data.variables import Channel, channels
+from wind_jax.data.windows import LEAST_THREADS, windows
 from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss, loss_weights
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.files import join, write_bytes
@@ -48,7 +48,9 @@ from wind_jax.training.mesh import (
     device_bytes,
     host_copy,
     make_mesh,
+    process_rows,
     put_batch,
+    put_flag,
     step_memory,
 )
 from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
@@ -88,7 +90,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     Raises:
         ValueError: anything wrong with config, mesh, data, workdir or checkpoint, before the first step.
         FloatingPointError: a loss or gradient that is not finite, unless config.non_finite is "skip".
-        OSError: the last checkpoint of the run could not be written.
+        OSError: the last checkpoint of the run, or its prior, could not be written.
     """
     if not dry_run and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", join(c.workdir, "compile_cache"))  # before anything compiles
@@ -101,14 +103,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     mesh = make_mesh(**c.mesh.to_dict())
     height, width = c.data.grid
     check_batch(mesh, c.batch_size, width)
-    chosen = select_channels(c.data.variables or None, c.data.levels or None)
-    model = UViTConfig(
-        channels=len(chosen),
-        latitude=height,
-        longitude=width,
-        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
-        **c.model.to_dict(),
-    )
+    chosen, model = architecture(c)
     optimizer = make_optimizer(**c.optimizer.to_dict())
     if c.diffusion.schedule not in SCHEDULES:
         raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
@@ -150,6 +145,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         sizes = step_memory(mesh, lambda *args: loss(*args, jax.random.key(0)), abstract, batch)
         for name, size in (sizes | {"all of these": sum(sizes.values())}).items():
             say(f"predicted: {size / 2**30:8.3f} GiB of {name}")
+        row, ahead = 4 * (x.size + inputs.size) / c.batch_size, max(c.data.workers, LEAST_THREADS) + 1
+        say(f"host: {ahead * row / 2**30:8.3f} GiB of {ahead} batches, for each of their rows that a process reads")
         say("compiling, which takes minutes ...")
         with jax.set_mesh(mesh):
             memory = step_before_data.lower(placed, batch).compile().memory_analysis()
@@ -183,10 +180,10 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     dataset = functools.partial(
         windows, statistics=statistics, inputs=functools.partial(prior.inputs, static),
         frames=c.data.frames, seed=c.seed,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        rows=process_rows(mesh, c.batch_size),
     )  # fmt: skip
     batches = iter(dataset(store, batch_size=c.batch_size, period=c.data.period or None, workers=c.data.workers))
-    put = lambda batch, **more: put_batch(mesh, {"x": batch["x"], "inputs": batch["inputs"], **more})
+    put = lambda batch: put_batch(mesh, {"x": batch["x"], "inputs": batch["inputs"]}, c.batch_size)
     validation_batches = [
         put(batch)
         for batch in itertools.islice(
@@ -212,27 +209,31 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
     # ------------------------------------------------------------------------------------------------------------ loop
     began = time.monotonic()
-    log = RunLog(c.workdir, start) if main_process else None
-    if main_process:
-        write_bytes(join(c.workdir, "config.json"), (configuration.to_json(c) + "\n").encode())
+    processes.on_first(lambda: write_bytes(join(c.workdir, "config.json"), f"{configuration.to_json(c)}\n".encode()))
+    log = processes.on_first(lambda: RunLog(c.workdir, start))
     for archive in (store, held_out):
         archive.check_unchanged()
     say(f"training from step {start} to {c.optimizer.steps}")
 
-    def save(step: int, position: dict) -> None:
-        seconds = saved["seconds"] + time.monotonic() - began
-        checkpointer.save(step, state, {"batches": position, "seconds": seconds})
+    seconds = lambda: saved["seconds"] + time.monotonic() - began
+    prior_path, exports = join(c.workdir, "prior.npz"), []
+
+    def export(step: int) -> None:
+        """Has the average written as a prior while training goes on, once the export before is done."""
+        if exports and (error := exports.pop().exception()):
+            say(f"warning: {error}. Training goes on; the prior there is the one before.")
         ema = host_copy(state.ema)
         if main_process:
-            provenance = {"step": step, "samples": step * c.batch_size, "seconds": round(seconds), **config}
+            provenance = {"step": step, "samples": step * c.batch_size, "seconds": round(seconds()), **config}
             whole = dataclasses.replace(prior, params=ema, provenance=json.dumps(provenance))
-            try:
-                save_prior(join(c.workdir, "prior.npz"), whole)
-            except OSError as error:
-                say(f"warning: step {step}: {error}. Training goes on; the prior there is the one before.")
+            exports.append(writer.submit(save_prior, prior_path, whole))
+
+    def finish_export() -> None:
+        if error := exports.pop().exception():
+            raise OSError(f"Step {step} is saved, but not its prior: {error}. The same command tries again.") from error
 
     def check(values: dict, first: int, last: int) -> None:
-        if values["skipped"] >= (1 if c.non_finite == "stop" else c.log_every):
+        if values["skipped"] >= (1 if c.non_finite == "stop" else last - first + 1):
             checkpointer.settle()
             raise FloatingPointError(
                 f"The loss or its gradient was not finite in {values['skipped']} of the steps {first} to {last}. Their "
@@ -247,7 +248,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     shown: dict[str, float] = {}
     step, ending, asked, profiled = start, False, False, [start + n for n in PROFILED if c.profile]
     with contextlib.ExitStack() as stack:
-        stack.callback(checkpointer.close)
+        stack.enter_context(checkpointer)
+        writer = stack.enter_context(futures.ThreadPoolExecutor(1))
+        stack.enter_context(log or contextlib.nullcontext())
         termination = stack.enter_context(processes.Termination())
         bar = Progress("training", c.optimizer.steps, unit="step", shown=main_process)
         stack.enter_context(bar).update(start)
@@ -257,7 +260,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             asked_for = time.monotonic()
             batch = next(batches)
             waits.append(time.monotonic() - asked_for)
-            return put(batch, asked=np.full(len(batch["x"]), termination.asked))
+            return {"asked": put_flag(mesh, termination.asked)} | put(batch)
 
         ahead = fetch()
         while step < c.optimizer.steps and not ending:
@@ -301,22 +304,41 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
             if step == c.optimizer.steps or (step % c.validate_every == 0 and not ending):
                 keys = (jax.random.fold_in(validation_key, i) for i in range(len(validation_batches)))
-                values = average([validate(state.ema, *args) for args in zip(validation_batches, keys, strict=True)])
+                with jax.set_mesh(mesh):
+                    found = [validate(state.ema, *args) for args in zip(validation_batches, keys, strict=True)]
+                values = average(found)
                 if log:
                     log.write(step, {f"validation/{name}": value for name, value in values.items()})
                 say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
                 logged = time.monotonic()
 
             if step % c.checkpoint_every == 0 or last:
-                save(step, position)
+                checkpointer.save(step, state, {"batches": position, "seconds": seconds()})
+                export(step)
                 logged = time.monotonic()
+        if start >= c.optimizer.steps:  # this run may have been killed before its last export, or that have failed
+            export(step)
         checkpointer.settle()
-    if checkpointer.latest != step:
-        raise OSError(f"{c.workdir!r} has no checkpoint of step {step}, the last: see the warning above.")
+        if checkpointer.latest != step:
+            raise OSError(f"{c.workdir!r} has no checkpoint of step {step}, the last: see the warning above.")
+        processes.on_first(finish_export)
     if ending:
         say(f"SIGTERM: saved step {step} of {c.workdir}; the same command goes on from there")
     else:
-        say(f"finished {step} steps; the prior is {join(c.workdir, 'prior.npz')}")
+        say(f"finished {step} steps; the prior is {prior_path}")
+
+
+def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
+    """The channels of a config, and its network."""
+    chosen = channels(c.data.variables or None, c.data.levels or None)
+    height, width = c.data.grid
+    return chosen, UViTConfig(
+        channels=len(chosen),
+        latitude=height,
+        longitude=width,
+        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
+        **c.model.to_dict(),
+    )
 
 
 def main(argv: list[str]) -> None:

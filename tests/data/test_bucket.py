@@ -26,6 +26,7 @@ from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import channels
 from wind_jax.data.windows import windows
+from wind_jax.files import read_bytes, write_bytes
 from wind_jax.train import train
 
 CHANNELS = channels(["temperature", "2m_temperature"], [500, 850])
@@ -212,6 +213,19 @@ def test_windows_of_an_unreliable_bucket_equal_local_ones(folder, moto, monkeypa
         "Credential=forecaster/" in headers["Authorization"] and "/eu-north-1/s3/" in headers["Authorization"]
         for headers in server.headers
     )
+
+
+def test_files_of_a_bucket_at_an_endpoint(moto, monkeypatch):
+    """What a run writes beside its checkpoints goes where its archive comes from."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "forecaster")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    with Server(of_server(moto)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        assert read_bytes("s3://weather/run/statistics.json") is None
+        assert read_bytes("s3://weather/a.zarr/.zgroup").startswith(b"{")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    write_bytes("s3://weather/run/statistics.json", b"1")
+    assert read_bytes("s3://weather/run/statistics.json") == b"1"
 
 
 @pytest.mark.parametrize(

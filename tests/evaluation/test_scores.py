@@ -37,7 +37,7 @@ def test_squares_are_pooled_before_the_root(cases):
 def test_by_lead_time(cases):
     found = scores.records("posterior", cases, CHANNELS, members=2, lead_hours=[6, 12])
     assert scores.select(found, metric="rmse", lead_hours=12)["temperature", 500] == pytest.approx(np.sqrt(50))
-    assert len(found) == 3 * 2 * 2
+    assert len(found) == 4 * 2 * 2
 
 
 def test_undefined_scores_have_no_record():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from wind_jax.model import layers
+from wind_jax.model.flops import matmul_flops
 from wind_jax.model.layers import Mirror
 
 
@@ -73,6 +74,30 @@ def test_attention_is_the_same_on_every_backend(monkeypatch):
     np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)
     monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
     np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("backend", "tokens", "width", "dtype", "fused"),
+    [
+        ("gpu", 10, 64, jnp.bfloat16, True),
+        ("gpu", 10, 128, jnp.bfloat16, True),
+        ("gpu", 10, 256, jnp.bfloat16, False),
+        ("gpu", 10, 36, jnp.bfloat16, False),
+        ("gpu", 9, 64, jnp.bfloat16, False),
+        ("gpu", 10, 64, jnp.float32, False),
+        ("tpu", 10, 64, jnp.bfloat16, False),
+    ],
+)
+def test_attention_is_fused_where_cudnn_takes_it(monkeypatch, backend, tokens, width, dtype, fused):
+    """And its products are counted alike."""
+    monkeypatch.setattr(layers.jax, "default_backend", lambda: backend)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    q = jnp.zeros((2, tokens, 4, width), dtype)
+    loss = lambda q: layers.attention(q, q, q).astype(jnp.float32).sum()
+    with jax.numpy_dtype_promotion("standard"):  # JAX's own attention promotes
+        assert ("dot_product_attention_" in str(jax.make_jaxpr(loss)(q))) == fused
+        assert matmul_flops(loss, q) == 2 * 2 * 2 * 4 * tokens**2 * width
+        assert matmul_flops(jax.grad(loss), q) == 3 * matmul_flops(loss, q)
 
 
 @pytest.mark.parametrize(("pairs", "split"), [(9, (3, 3, 3)), (16, (6, 5, 5)), (8, (2, 3, 3)), (1, (1, 0, 0))])

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from wind_jax.model.convert import convert_parameters, infer_config
+from wind_jax.model.flops import backward_bytes
 from wind_jax.model.uvit import UViT, UViTConfig
 
 SMALL = UViTConfig(
@@ -124,6 +125,15 @@ def test_every_parameter_has_a_finite_gradient_that_is_not_zero(changes):
         assert largest > 0, path
 
 
+def test_what_is_recomputed_is_not_kept():
+    def kept(**changes):
+        config = replace(depth=2, blocks=("res", "transformer"), **changes)
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: UViT(config, rngs=nnx.Rngs(0))))
+        return backward_bytes(lambda p: nnx.merge(graphdef, p)(*inputs(config)).sum(), params)[0]
+
+    assert kept(remat=True) < kept(remat=True, remat_keeps="dots") < kept(remat=False)
+
+
 def test_blind_network_does_not_see_the_diffusion_time():
     apply, params = build(SMALL)
     x_t, t, forcings = inputs(SMALL)
@@ -168,6 +178,7 @@ def test_bfloat16_stays_close_and_gives_float32():
         ({"widths": (32, 32, 32)}, r"widths \(32, 32, 32\) and blocks"),
         ({"blocks": ("res", "attention")}, "'attention'"),
         ({"widths": (48, 48)}, "width 48"),
+        ({"remat_keeps": "all"}, "remat_keeps = 'all'"),
         ({"heads": 3}, "width 32 .* 3 heads"),
         ({"widths": (32, 256)}, "widths 32 and 256"),
         ({"longitude": 10}, "longitude = 10: .* 4 columns"),

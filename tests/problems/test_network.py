@@ -69,8 +69,8 @@ def test_kriging_of_reports_is_the_field_where_stations_are_dense(setting):
         np.tile(np.arange(30)[:, None] * 2 + 1.0, shape) / 900, np.tile(np.eye(14)[0][:, None], shape), np.zeros(shape),
     )  # fmt: skip
     informed = setting._replace(covariance=covariance)
-    assert stations(setting, withheld=0.0).baseline(0, slice(0, FRAMES)) == {}
-    problem = stations(informed, withheld=0.0)
+    assert stations(setting, withheld=0.0, error_scale=0.5).baseline(0, slice(0, FRAMES)) == {}
+    problem = stations(informed, withheld=0.0, error_scale=0.5)
     members = problem.baseline(0, slice(1, FRAMES))["kriging"]
     assert members.shape == (50, FRAMES - 1, *grid.shape, *shape)
     statistics, t2m = setting.prior.statistics, [c.key for c in setting.store.channels].index("2m_temperature")

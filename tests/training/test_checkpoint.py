@@ -1,7 +1,6 @@
 """Checkpoints: what goes in comes out, on any mesh; damaged and foreign ones are told of, none is half there."""
 
 import contextlib
-import re
 import resource
 import shutil
 
@@ -22,11 +21,8 @@ def state(mesh, step=7):
     return jax.device_put(whole, parameter_sharding(mesh, whole))
 
 
-@contextlib.contextmanager
 def opened(directory, config=None, **options):
-    checkpointer = Checkpointer(directory, config or {}, **options)
-    yield checkpointer
-    checkpointer.close()
+    return Checkpointer(directory, config or {}, **options)
 
 
 def filled(directory, steps, config=None, **options):
@@ -109,11 +105,19 @@ def test_a_damaged_checkpoint_is_skipped_for_the_one_before(tmp_path, how):
 
 
 def test_without_a_good_checkpoint_nothing_begins_anew(tmp_path):
-    filled(tmp_path, [1])
-    damage(tmp_path / "1", "gone")
-    none = pytest.raises(ValueError, match=re.escape("found steps [1]"))
-    with opened(tmp_path) as checkpointer, pytest.warns(RuntimeWarning), none:
-        restore(checkpointer, make_mesh())
+    """What is wrong with all may pass, such as too little memory: they stay, and a start after it finds them."""
+    filled(tmp_path, [1, 2])
+    saved = shutil.copytree(tmp_path, tmp_path.parent / "saved")
+    for step in (1, 2):
+        damage(tmp_path / f"{step}", "gone")
+    none = pytest.raises(ValueError, match=r"found steps \[2, 1\], and left them as they are. that of step 2")
+    for _ in range(2):
+        with opened(tmp_path) as checkpointer, none:
+            restore(checkpointer, make_mesh())
+        assert names(tmp_path) == ["1", "2"]
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    with opened(tmp_path) as checkpointer:
+        assert restore(checkpointer, make_mesh())[0] == 2
 
 
 @contextlib.contextmanager
@@ -125,6 +129,16 @@ def largest_file(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@orbax_gives_up
+def test_a_failure_leaves_the_save_under_way_whole(tmp_path):
+    """And asks no other process how theirs went."""
+    checkpointer = opened(tmp_path)
+    checkpointer.save(1, state(make_mesh(), 1), {})
+    checkpointer.settle = checkpointer._attempt = None
+    checkpointer.__exit__(KeyboardInterrupt)
+    assert names(tmp_path) == ["1"]
 
 
 @orbax_gives_up
@@ -142,9 +156,9 @@ def test_a_full_disk_fails_the_save_and_no_more(tmp_path):
 
 
 def test_another_config_is_refused_by_name(tmp_path):
-    filled(tmp_path, [1], {"model": {"widths": (3, 4), "depth": 1}})
-    with pytest.raises(ValueError, match=r"model.depth is 2, the checkpoint has 1"):
-        Checkpointer(tmp_path, {"model": {"widths": (3, 4), "depth": 2}})
+    filled(tmp_path, [1], {"model.widths": (3, 4), "model.depth": 1})
+    with pytest.raises(ValueError, match=r"model.depth is 2, there it is 1"):
+        Checkpointer(tmp_path, {"model.widths": (3, 4), "model.depth": 2})
 
 
 def test_place_that_cannot_be_written_is_refused(tmp_path):

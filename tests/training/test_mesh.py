@@ -15,7 +15,16 @@ from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import apply, graph
-from wind_jax.training.mesh import batch_sharding, check_batch, device_bytes, make_mesh, parameter_sharding, put_batch
+from wind_jax.training.mesh import (
+    batch_sharding,
+    check_batch,
+    device_bytes,
+    make_mesh,
+    parameter_sharding,
+    process_rows,
+    put_batch,
+    put_flag,
+)
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, state_sharding
 
 OPTIMIZER = make_optimizer(1e-3, 1, 10)
@@ -66,10 +75,30 @@ def test_batch_that_does_not_divide_is_refused(shape, batch, message):
 
 
 def test_batches_are_split_over_samples_and_longitudes():
-    placed = put_batch(make_mesh(2, 2, 2), {"x": np.zeros((16, 2, 5, 8, 3), np.float32)})["x"]
+    mesh, x = make_mesh(2, 2, 2), np.random.default_rng(0).normal(size=(16, 2, 5, 8, 3)).astype(np.float32)
+    placed = put_batch(mesh, {"x": x}, 16)["x"]
     assert {shard.data.shape for shard in placed.addressable_shards} == {(4, 2, 5, 4, 3)}
-    flags = put_batch(make_mesh(2, 2, 2), {"asked": np.zeros(16, bool)})["asked"]
-    assert {shard.data.shape for shard in flags.addressable_shards} == {(4,)}
+    np.testing.assert_array_equal(placed, x)
+    flags = put_flag(mesh, True)
+    assert {shard.data.shape for shard in flags.addressable_shards} == {(1,)}
+    np.testing.assert_array_equal(flags, np.ones(8, bool))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2), (1, 2, 4), (1, 1, 8)])
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+def test_processes_read_the_rows_that_their_devices_hold(shape, processes):
+    """Each batch row is put together of what processes read, and read once where `space` stays inside a process."""
+    mesh, each = make_mesh(*shape), 8 // processes
+    x = np.arange(16 * 8).reshape(16, 1, 1, 8, 1)
+    shards = jax.device_put(x, batch_sharding(mesh)).addressable_shards
+    # Devices of a process are neighbours in the mesh, as on hosts.
+    owner = {device: i // each for i, device in enumerate(mesh.devices.flat)}
+    rows = [process_rows(mesh, 16, [d for d in owner if owner[d] == p]) for p in range(processes)]
+    for shard in shards:
+        mine = rows[owner[shard.device]]
+        assert np.isin(np.arange(16)[shard.index[0]], mine).all()
+    assert sum(map(len, rows)) == 16 * max(1, shape[2] // each)
+    assert (np.unique(np.concatenate(rows)) == np.arange(16)).all()
 
 
 @pytest.mark.parametrize("experiment", ["era5_1p5deg", "era5_0p25deg"])
@@ -94,9 +123,14 @@ def computed(shape):
     """Loss, its gradient and a sampled ensemble of a small network, on a mesh."""
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     graphdef, schedule = graph(TINY), rectified()
-    params = init_state(TINY, OPTIMIZER, mesh, seed=0).params
+    normal = np.random.default_rng(2).normal
+    # Output layers start as zero, and with them most gradients: away from there.
+    params = jax.tree.map(
+        lambda leaf: jax.device_put(leaf + np.float32(0.1) * normal(size=leaf.shape).astype(np.float32), leaf.sharding),
+        init_state(TINY, OPTIMIZER, mesh, seed=0).params,
+    )
     draw = lambda seed, channels: np.random.default_rng(seed).normal(size=(8, 3, 8, 32, channels)).astype(np.float32)
-    batch = put_batch(mesh, {"x": draw(0, 3), "inputs": draw(1, 2)})
+    batch = put_batch(mesh, {"x": draw(0, 3), "inputs": draw(1, 2)}, 8)
     grid = time_grid(2, 3, known=(0,))
 
     def compute(params, batch):
@@ -123,5 +157,7 @@ def test_what_is_computed_does_not_depend_on_the_mesh(shape):
     other_loss, other_gradient, other_ensemble = computed(shape)
     assert other_loss == pytest.approx(float(loss), rel=1e-5)
     np.testing.assert_allclose(other_ensemble, ensemble, atol=1e-4)
-    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradient))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), other_gradient, gradient)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(gradient), jax.tree.leaves(other_gradient), strict=True):
+        scale = np.abs(leaf).max()
+        assert scale > 0, path
+        np.testing.assert_allclose(other, leaf, rtol=0, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))

@@ -35,10 +35,13 @@ def test_read_back_without_another_pass(archive, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda path: (open_store(path, CHANNELS), ("2000-01-01", "2000-06-30"), False), "period None, this run has"),
-        (lambda path: (open_store(path, CHANNELS), None, True), "climatology False, this run has True"),
-        (lambda path: (open_store(path, CHANNELS[:1]), None, False), "channels .*2m_temperature"),
-        (lambda path: (open_store(path.replace("a.zarr", "other.zarr"), CHANNELS), None, False), "archive "),
+        (
+            lambda path: (open_store(path, CHANNELS), ("2000-01-01", "2000-06-30"), False),
+            "period is .*2000-06-30'., there it is None",
+        ),
+        (lambda path: (open_store(path, CHANNELS), None, True), "climatology is True, there it is False"),
+        (lambda path: (open_store(path, CHANNELS[:1]), None, False), "channels is .*there it is .*2m_temperature"),
+        (lambda path: (open_store(path.replace("a.zarr", "other.zarr"), CHANNELS), None, False), "archive is "),
     ],
 )
 def test_those_of_other_settings_are_refused(archive, tmp_path, change, message):

@@ -7,7 +7,6 @@ connection refused, reset or cut short) are tried again by tensorstore; what is 
 import json
 import math
 import os
-import re
 import reprlib
 import time
 import warnings
@@ -19,6 +18,8 @@ import numpy as np
 import tensorstore as ts
 import xarray
 from jaxtyping import Float, Shaped
+
+from wind_jax.files import locate
 
 _CHECK_SECONDS = 60
 """Time between looks at the metadata of an archive that is being read."""
@@ -81,7 +82,7 @@ class Archive:
         # Without these, tensorstore waits for ever on a connection gone quiet; it reads them at its first request.
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
         os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "256")
-        spec, self._where = _locate(path)
+        (spec, _), (_, self._where) = locate(f"{path.rstrip('/')}/"), locate(path)
         try:
             self._store = ts.KvStore.open(spec, context=_OPENING.context()).result()
             self._documents: dict[str, dict] = {}
@@ -251,20 +252,6 @@ class Archive:
             for key, value in documents.items()
             if key.endswith("/.zattrs") and "_ARRAY_DIMENSIONS" in value
         }, "zarr"
-
-
-def _locate(path: str) -> tuple[str | dict[str, str], str]:
-    """What tensorstore opens for a path, and how messages name it."""
-    if not re.match(r"\w+://", path):
-        return {"driver": "file", "path": path.rstrip("/") + "/"}, path
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if not (endpoint and path.startswith("s3://")):
-        return path.rstrip("/") + "/", path
-    bucket, _, key = path.removeprefix("s3://").partition("/")
-    # With its region given, the bucket is not asked for it; that request would not be tried again.
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    spec = {"driver": "s3", "bucket": bucket, "path": key.rstrip("/") + "/"}
-    return spec | {"endpoint": endpoint.rstrip("/"), "aws_region": region}, f"{path} at {endpoint}"
 
 
 def _difference(old: Any, new: Any, where: str) -> str | None:

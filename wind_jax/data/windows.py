@@ -1,8 +1,8 @@
-"""Windows of consecutive frames by random access, and the grain pipeline that shuffles, shards and batches.
+"""Windows of consecutive frames by random access, and the grain pipeline that shuffles, batches and reads.
 
 The stream of windows is one sequence, fixed by the seed. Global batch k is its k-th part of `batch_size`
-windows, and process p of P takes every P-th window of the stream, from the p-th on: training does not depend
-on the number of processes, and resumes exactly.
+windows, of which each process reads the rows that its devices hold: training does not depend on the number
+of processes, and resumes exactly.
 """
 
 import math
@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store, in_period
 
+LEAST_THREADS = 4
 Inputs = Callable[[np.ndarray], Float[np.ndarray, "t h w f"]]
 
 
@@ -116,40 +117,36 @@ def windows(
     seed: int = 0,
     shuffle: bool = True,
     repeat: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Int[np.ndarray, "rows"] | None = None,
     workers: int = 0,
 ) -> grain.IterDataset:
-    """Batches of windows for one process.
+    """Batches of windows, or the rows of them that one process needs.
 
     Args:
         store: the archive.
         statistics: of the same channels.
         inputs: of the network at some times, (t,) -> (t, h, w, f): `Prior.inputs` at known static fields.
         frames: length of a window.
-        batch_size: windows of a global batch; each process gets batch_size / process_count of them.
+        batch_size: windows of a global batch.
         period: first and last date of the windows, both included whole; None for all.
         stride: use every stride-th window.
         seed: of the order; each epoch has its own.
         shuffle: in random order, else in time order.
         repeat: without end, else once, leaving out the windows of a last incomplete batch.
-        process_index: this process.
-        process_count: number of processes.
-        workers: threads that each read a batch ahead, at least 4; more of them hide the latency of a remote archive.
+        rows: those of the global batch that are read, in this order: `mesh.process_rows`; None for all.
+        workers: threads that each read a batch ahead, at least 4; more of them hide the latency of a remote archive,
+            and the host holds a batch for each.
 
     Returns:
-        A grain dataset of {"x": (b, t, h, w, c) model units, "inputs": (b, t, h, w, f), "start": (b,)}.
+        A grain dataset of {"x": (b, t, h, w, c) model units, "inputs": (b, t, h, w, f), "start": (b,)}, b rows.
         Its iterator's get_state and set_state resume exactly.
 
     Raises:
         ValueError: sizes that do not fit, a bad period, statistics or inputs of another store.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} must be a positive multiple of the number of processes, {process_count}"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index must lie in [0, {process_count}), got {process_index}")
+    rows = np.arange(batch_size) if rows is None else rows
+    if rows.size == 0 or rows.min() < 0 or rows.max() >= batch_size:
+        raise ValueError(f"batch_size {batch_size} must be positive, and its rows some of those, got rows {rows}")
     starts = window_starts(store.times, frames, period, stride)
     if not repeat and starts.size < batch_size:
         raise ValueError(f"{starts.size} windows do not fill one batch of {batch_size}")
@@ -161,8 +158,7 @@ def windows(
         dataset = dataset.repeat()
     else:
         dataset = dataset.slice(slice(starts.size // batch_size * batch_size))
-    dataset = dataset.slice(slice(process_index, None, process_count))
-    dataset = dataset.batch(batch_size // process_count, drop_remainder=True).map(read)
+    dataset = dataset.batch(batch_size, drop_remainder=True).map(lambda batch: read(batch[rows]))
     # Threads, not processes: tensorstore and numpy release the interpreter while they work.
-    threads = max(workers, 4)
+    threads = max(workers, LEAST_THREADS)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))

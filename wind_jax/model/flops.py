@@ -85,6 +85,9 @@ def _equation(equation: core.JaxprEqn) -> int:
         per_output = math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
         holes = math.prod(params["lhs_dilation"])
         return 2 * math.prod(equation.outvars[0].aval.shape) * per_output // holes
+    if name.startswith("dot_product_attention_"):  # cuDNN's, of (b, n, heads, d); its gradient costs twice as much
+        query, key = (v.aval.shape for v in equation.invars[:2])
+        return (8 if "_bwd" in name else 4) * math.prod(query) * key[1]
     inner = [_count(sub) for sub in _subjaxprs(params.values())]
     if name == "cond":
         return max(inner)

@@ -29,6 +29,7 @@ from wind_jax.model.layers import (
 
 BLOCKS = ("res", "transformer")
 GEOMETRIES = ("sphere", "paper")
+KEPT = {"nothing": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 SMALL = nnx.initializers.variance_scaling(1e-4, "fan_in", "normal")
 UNIT = nnx.initializers.normal(1.0)
 
@@ -52,6 +53,8 @@ class UViTConfig:
       noise_conditioning: whether the network is told the diffusion time of each frame.
       frame_kernel: frames seen by each residual block; odd; 1 is the published network.
       remat: recompute each block in the backward pass instead of keeping its intermediate values.
+      remat_keeps: what of these is kept nevertheless: "nothing", or "dots", the results of linear layers, though not of
+        convolutions and attention.
       dtype: type of the products, "float32" or "bfloat16"; parameters and output are float32.
 
     Raises:
@@ -72,6 +75,7 @@ class UViTConfig:
     noise_conditioning: bool = False
     frame_kernel: int = 1
     remat: bool = True
+    remat_keeps: str = "nothing"
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -90,6 +94,7 @@ class UViTConfig:
             f"embedding = {self.embedding}: expected an even number.",
         )
         check(self.geometry in GEOMETRIES, f"geometry = {self.geometry!r}: expected one of {GEOMETRIES}.")
+        check(self.remat_keeps in KEPT, f"remat_keeps = {self.remat_keeps!r}: expected one of {tuple(KEPT)}.")
         check(
             self.dtype in ("float32", "bfloat16"),
             f'dtype = {self.dtype!r}: expected "float32" or "bfloat16".',
@@ -187,13 +192,15 @@ def _whole(part: nnx.Module) -> nnx.Module:
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, PartitionSpec()), part)
 
 
-def _run(stack: nnx.Module, x: jax.Array, embedding: jax.Array, remat: bool) -> jax.Array:
+def _run(stack: nnx.Module, x: jax.Array, embedding: jax.Array, config: UViTConfig) -> jax.Array:
     """Apply stacked blocks one after the other; traced once, whatever their number."""
 
     def body(x, block):
         return _whole(block)(x, embedding), None
 
-    return jax.lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, stack)[0]
+    if config.remat:
+        body = jax.checkpoint(body, prevent_cse=False, policy=KEPT[config.remat_keeps])
+    return jax.lax.scan(body, x, stack)[0]
 
 
 class Level(nnx.Module):
@@ -293,12 +300,12 @@ class UViT(nnx.Module):
         levels = [self.levels[str(i)] for i in range(len(config.widths) - 1)]
         skips = []
         for level in levels:
-            fine = _run(level.down_blocks, x, embedding, config.remat)
+            fine = _run(level.down_blocks, x, embedding, config)
             x = _whole(level.down)(fine)
             skips.append((fine, x))
-        x = _run(self.mid_blocks, x, embedding, config.remat)
+        x = _run(self.mid_blocks, x, embedding, config)
         for level, (fine, coarse) in zip(reversed(levels), reversed(skips)):
-            x = _run(level.up_blocks, _whole(level.up)(x - coarse) + fine, embedding, config.remat)
+            x = _run(level.up_blocks, _whole(level.up)(x - coarse) + fine, embedding, config)
         return self._from_network_grid(self._unembed_patches(x).astype(jnp.float32))
 
     def _embed_patches(self, x: jax.Array) -> jax.Array:

@@ -13,19 +13,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wind_jax.files import is_url
-from wind_jax.training.processes import exchange
+from wind_jax.training.processes import differences, exchange, on_first
 from wind_jax.training.state import TrainState
 
 
-class Checkpointer:
+class Checkpointer(contextlib.AbstractContextManager):
     """Saves and restores a run under `directory`, asynchronously and atomically. All processes call all methods.
 
     A save that was cut short leaves a temporary directory that is never taken for a checkpoint and goes with the next
-    start. One that fails is told of by a warning, and the run goes on.
+    start. One that fails is told of by a warning, and the run goes on. Leaving the context waits for a save under way.
 
     Args:
         directory: where checkpoints go, a path or URL that all processes see; created.
-        config: JSON-able settings that a resumed run must share (architecture, channels, diffusion, data).
+        config: JSON-able settings, by name, that a resumed run must share (architecture, channels, diffusion, data).
         keep: number of most recent checkpoints kept.
         keep_every: checkpoints of steps that this divides are kept for good; 0: none.
 
@@ -92,7 +92,9 @@ class Checkpointer:
             self._saving = None
 
     def restore(self, abstract: TrainState, shardings: TrainState) -> tuple[int, TrainState, dict[str, Any]]:
-        """The newest checkpoint that can be read and whose checksums hold; a newer one is set aside, with a warning.
+        """The newest checkpoint that can be read and whose checksums hold; newer ones are set aside, with a warning.
+
+        Where none is good, what is wrong may be memory or a disk that is away, so that nothing is set aside.
 
         Args:
             abstract: shapes and dtypes of the state.
@@ -107,26 +109,29 @@ class Checkpointer:
         target = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
         arguments = ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
         steps = sorted(self._manager.all_steps(), reverse=True)
+        wrong: dict[int, str] = {}
         for step in steps:
             restored, failed = self._read(step, arguments)
             if not failed:
                 state, data = restored["state"], dict(restored["data"])
                 if data.pop("checksums", None) in (None, _checksums(state)):
+                    self._set_aside(wrong)
                     return step, state, data
                 failed = "the checksums of its arrays do not hold"
-            self._set_aside(step)
-            warnings.warn(
-                f"The checkpoint of step {step} in {self.directory!r} is not good: {failed}. It was renamed to "
-                f"{step}.broken; the one before it is tried.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        raise ValueError(f"No good checkpoint in {self.directory!r}; found steps {steps}.")
+                del restored, state  # the next one needs the memory
+            wrong[step] = failed
+        lines = "; ".join(f"that of step {step}: {failed}" for step, failed in wrong.items())
+        raise ValueError(
+            f"No good checkpoint in {self.directory!r}; found steps {steps}, and left them as they are. {lines}"
+        )
 
-    def close(self) -> None:
-        """Wait for a save under way and free its threads."""
-        self.settle()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.settle()
+            self._manager.close()
+        else:  # perhaps on this process alone: the others do not answer, and the failure is what is to be told of
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def _read(self, step: int, arguments: ocp.args.Composite) -> tuple[dict[str, Any], str]:
         """Items of a checkpoint, and what went wrong, if anything."""
@@ -134,11 +139,16 @@ class Checkpointer:
         failed = _failures(lambda: items.update(self._manager.restore(step, args=arguments).items()))
         return items, failed
 
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
+    def _set_aside(self, wrong: dict[int, str]) -> None:
+        for step, failed in wrong.items():
             path = self._manager.directory / str(step)
-            path.rename(self._manager.directory / f"{step}.broken")
-        exchange("")  # the others wait
+            on_first(lambda path=path: path.rename(f"{path}.broken"))
+            warnings.warn(
+                f"The checkpoint of step {step} in {self.directory!r} is not good: {failed}. It was renamed to "
+                f"{step}.broken; the one before it is taken.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         self._manager.reload()
 
     def _open(self, cleanup: bool) -> ocp.CheckpointManager:
@@ -162,11 +172,7 @@ class Checkpointer:
                 break
         else:
             return
-        saved = restored["config"]
-        if saved != self._config:
-            here, there = _flatten(self._config), _flatten(saved)
-            wrong = sorted(k for k in here.keys() | there.keys() if here.get(k) != there.get(k))
-            lines = "; ".join(f"{k} is {here.get(k)!r}, the checkpoint has {there.get(k)!r}" for k in wrong)
+        if lines := differences(self._config, restored["config"]):
             raise ValueError(
                 f"{self.directory!r} holds a checkpoint of another config: {lines}. Use another workdir or the same "
                 "config."
@@ -198,9 +204,3 @@ def _bit_sums(tree: Any) -> jax.Array:
 
 def _checksums(state: TrainState) -> list[int]:
     return np.asarray(_bit_sums(state)).tolist()
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{key}".strip(".")).items()}

@@ -1,17 +1,21 @@
 """What a run tells about itself while it trains: metrics as JSON lines and TensorBoard events."""
 
+import contextlib
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from wind_jax.files import is_url, join, read_bytes, write_bytes
 
 
-class RunLog:
+class RunLog(contextlib.AbstractContextManager):
     """Metrics of a run, `metrics.jsonl` in its workdir; on resuming, lines after the checkpoint are dropped.
 
     The file is replaced at each write, which an object store needs, and so never ends in half a line. Events for
@@ -26,7 +30,12 @@ class RunLog:
         self._path = join(workdir, "metrics.jsonl")
         before = (read_bytes(self._path) or b"").decode().splitlines()
         self._lines = [line for line in before if json.loads(line)["step"] <= start]
-        self._board = None if is_url(workdir) else SummaryWriter(workdir, purge_step=start + 1)
+        self._board = None
+        if not is_url(workdir):
+            # Not SummaryWriter: a full disk would end its thread, and what waits for that thread would wait for ever.
+            self._board = EventsWriter(join(workdir, "events"))
+            forget = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            self._board.write_event(forget)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add a line; where the disk is full, with a warning, and it is written with the next."""
@@ -34,11 +43,17 @@ class RunLog:
         try:
             write_bytes(self._path, "".join(f"{line}\n" for line in self._lines).encode())
             if self._board is not None:
+                self._board.flush()  # first what found no room before, so that its buffer always has some
                 for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
+                    self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
                 self._board.flush()
         except OSError as error:
             warnings.warn(f"Step {step}: {error}. Training goes on.", RuntimeWarning, stacklevel=2)
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            with contextlib.suppress(OSError):
+                self._board.close()
 
 
 def average(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:

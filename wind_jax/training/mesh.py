@@ -5,13 +5,14 @@ average; `space` splits longitude (its size divides well, 721 rows do not; the c
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Int
 
 from wind_jax.model.flops import backward_bytes
 
@@ -41,11 +42,6 @@ def make_mesh(data: int = -1, fsdp: int = 1, space: int = 1, devices: list[jax.D
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays (b, t, h, w, ...): batch over `data` and `fsdp`, longitude over `space`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None, None, "space"))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """One full copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
@@ -110,30 +106,45 @@ def check_batch(mesh: Mesh, batch: int, longitudes: int) -> None:
     """Check that a global batch divides over the mesh.
 
     Raises:
-        ValueError: batch or longitude do not divide by the mesh, or the mesh not by the processes.
+        ValueError: batch or longitude do not divide by the mesh.
     """
     parts, space = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["space"]
     if batch % parts:
         raise ValueError(f"batch_size {batch} does not divide over data x fsdp = {parts} of mesh {dict(mesh.shape)}.")
     if longitudes % space:
         raise ValueError(f"{longitudes} longitudes do not divide over space = {space} of mesh {dict(mesh.shape)}.")
-    if parts % jax.process_count():
-        raise ValueError(
-            f"data x fsdp = {parts} of mesh {dict(mesh.shape)} does not divide over {jax.process_count()} processes: "
-            "each reads whole samples, so space must fit the devices of one process."
-        )
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of the global batch, of a size that `check_batch` passed -> global arrays on the mesh."""
-    spec, processes = batch_sharding(mesh).spec, jax.process_count()
+def process_rows(mesh: Mesh, batch_size: int, devices: Collection[jax.Device] | None = None) -> Int[np.ndarray, "rows"]:
+    """Rows of a global batch, ascending, of which a process's devices hold parts: those that it has to read.
+
+    Where `space` stays inside a process, no two processes share a row; where it does not, all that hold columns of the
+    same rows read them.
+
+    Args:
+        mesh: of all processes.
+        batch_size: of the global batch, one that `check_batch` passed.
+        devices: of the process; None for this one.
+    """
+    held = NamedSharding(mesh, PartitionSpec(batch_sharding(mesh).spec[0])).devices_indices_map((batch_size,))
+    mine = jax.local_devices() if devices is None else devices
+    rows = np.arange(batch_size)
+    return np.unique(np.concatenate([rows[held[device]] for device in mine]))
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int) -> dict[str, jax.Array]:
+    """The rows `process_rows` of a global batch, with all their longitudes -> global arrays on the mesh."""
 
     def put(array: np.ndarray) -> jax.Array:
-        sharding = NamedSharding(mesh, PartitionSpec(*spec[: array.ndim]))
-        shape = (array.shape[0] * processes, *array.shape[1:])
-        return jax.make_array_from_process_local_data(sharding, array, shape)
+        return jax.make_array_from_process_local_data(batch_sharding(mesh), array, (batch_size, *array.shape[1:]))
 
     return {name: put(array) for name, array in batch.items()}
+
+
+def put_flag(mesh: Mesh, flag: bool) -> Bool[jax.Array, "devices"]:
+    """Each process's own flag, once for every device: no copies on several processes, which would have to agree."""
+    sharding = NamedSharding(mesh, PartitionSpec(AXES))
+    return jax.make_array_from_callback((mesh.size,), sharding, lambda _: np.full(1, flag))
 
 
 def host_copy(tree: Any) -> Any:

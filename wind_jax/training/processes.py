@@ -5,13 +5,14 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30  # after which a process that is silent counts as dead, and the others end
+T = TypeVar("T")
+SILENCE_SECONDS = 30  # after which a silent process counts as dead, and one that ends waits for the others no more
 
 
 def join() -> None:
@@ -21,14 +22,15 @@ def join() -> None:
     WIND_PROCESS_COUNT and WIND_PROCESS_ID; without it there is one process.
     """
     jax.config.update("jax_enable_preemption_service", False)  # `Termination` takes its place
+    patience = {"heartbeat_timeout_seconds": SILENCE_SECONDS, "shutdown_timeout_seconds": SILENCE_SECONDS}
     match os.environ.get("WIND_COORDINATOR"):
         case None | "":
             return
         case "auto":
-            jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            jax.distributed.initialize(**patience)
         case coordinator:
             count, index = int(os.environ["WIND_PROCESS_COUNT"]), int(os.environ["WIND_PROCESS_ID"])
-            jax.distributed.initialize(coordinator, count, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+            jax.distributed.initialize(coordinator, count, index, **patience)
 
 
 def exchange(text: str) -> list[str]:
@@ -43,6 +45,12 @@ def exchange(text: str) -> list[str]:
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
 
 
+def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
+    """Where two settings differ, for a message: "seed is 1, there it is 0"; empty where they are the same."""
+    names = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    return "; ".join(f"{name} is {here.get(name)!r}, there it is {there.get(name)!r}" for name in names)
+
+
 def agree(settings: Mapping[str, Any]) -> None:
     """Check that all processes were started with the same settings, by name.
 
@@ -50,30 +58,33 @@ def agree(settings: Mapping[str, Any]) -> None:
         ValueError: on every process, naming what differs and where.
     """
     texts = exchange(json.dumps(settings))
-    first = json.loads(texts[0])
-    for index, other in enumerate(map(json.loads, texts)):
-        if differing := sorted(k for k in first.keys() | other.keys() if first.get(k) != other.get(k)):
-            lines = "; ".join(f"{k} is {other.get(k)!r}, there it is {first.get(k)!r}" for k in differing)
+    for index, text in enumerate(texts):
+        if lines := differences(json.loads(text), json.loads(texts[0])):
             raise ValueError(
                 f"Process {index} of {len(texts)} has another config than process 0: {lines}. All processes of a job "
                 "take the same arguments."
             )
 
 
-def on_first(action: Callable[[], None]) -> None:
-    """Let process 0 alone do something; the others wait for it.
+def on_first(action: Callable[[], T]) -> T | None:
+    """Let process 0 alone do something; the others wait for it, and get None.
 
     Raises:
-        ValueError: on every process, where process 0 raised it.
+        Exception: on process 0, what `action` raised.
+        ValueError: on the others, telling of it.
     """
-    error = ""
+    result, failure = None, None
     if jax.process_index() == 0:
         try:
-            action()
-        except ValueError as failure:
-            error = str(failure)
-    if message := exchange(error)[0]:
-        raise ValueError(message)
+            result = action()
+        except Exception as error:
+            failure = error
+    message = exchange(f"{type(failure).__name__}: {failure}" if failure else "")[0]
+    if failure:
+        raise failure
+    if message:
+        raise ValueError(f"Process 0 ends with {message}")
+    return result
 
 
 class Termination(contextlib.AbstractContextManager):

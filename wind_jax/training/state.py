@@ -75,7 +75,7 @@ def make_train_step(
 
     Where the loss or the gradient is not finite nothing but `step` changes, and `skipped` among the metrics is 1: the
     host need not look at every step, and what it then finds has spoilt nothing. `asked` among the metrics says whether
-    any row of `batch["asked"]` is true, so that all processes learn of it at the same step.
+    any of the flags `batch["asked"]` is true, so that all processes learn of it at the same step.
 
     Args:
         loss: (params, batch, key) -> scalar.

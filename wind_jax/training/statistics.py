@@ -10,7 +10,7 @@ from wind_jax.data.climatology import Climatology, fit_climatology
 from wind_jax.data.normalize import Statistics, compute_statistics
 from wind_jax.data.store import Store
 from wind_jax.files import join, read_bytes, write_bytes
-from wind_jax.training.processes import on_first
+from wind_jax.training.processes import differences, on_first
 
 
 def run_statistics(
@@ -44,9 +44,8 @@ def run_statistics(
     def compute() -> None:
         # A file without settings is of a version that kept none: nobody knows what it is of.
         if found := read_json(path).get("settings"):
-            if wrong := [name for name, value in settings.items() if found.get(name) != value]:
-                lines = "; ".join(f"{name} {found.get(name)!r}, this run has {settings[name]!r}" for name in wrong)
-                raise ValueError(f"{path!r} is of another run: its {lines}. Use another workdir, or delete that file.")
+            if lines := differences(settings, found):
+                raise ValueError(f"{path!r} is of another run: {lines}. Use another workdir, or delete that file.")
             if not climatology or read_bytes(climatology_path):
                 return
         about = None
