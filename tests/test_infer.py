@@ -184,7 +184,7 @@ def test_sparse_obs_scores_unobserved_cells(runs):
 def test_forecast_writes_what_it_promises(runs, inputs):
     workdir = runs["forecast"]
     assert sorted(p.name for p in workdir.iterdir()) == [
-        "config.json", "figures", "posterior.zarr", "report.html", "scores.json", "static.zarr",
+        "config.json", "figures", "posterior.zarr", "report.html", "report.json", "scores.json", "static.zarr",
         "truth.zarr"]  # fmt: skip
     assert sorted(p.name for p in (workdir / "figures").iterdir()) == [
         "errors.png", "forecast.png", "point.png", "ranks.png", "spectra.png"]  # fmt: skip
@@ -201,7 +201,7 @@ def test_forecast_scores_persistence_by_lead(runs, inputs):
     found = json.loads((runs["forecast"] / "scores.json").read_text())
     assert {r["method"] for r in found} == {"posterior", "persistence", "climatology"}
     assert {r["lead_hours"] for r in found} == {6, 12, 18, 24}
-    assert {r["metric"] for r in found} == {"rmse", "crps", "spread_skill_ratio", "acc"}
+    assert {r["metric"] for r in found} == {"rmse", "debiased_rmse", "crps", "spread_skill_ratio", "acc"}
     truth = xarray.open_zarr(runs["forecast"] / "truth.zarr", chunks=None)["2m_temperature"]
     start = xarray.open_zarr(inputs / "archive.zarr", chunks=None)["2m_temperature"].sel(time=truth["time"])
     edges = np.sin(np.deg2rad(np.concatenate([[-90], (LATITUDE[1:] + LATITUDE[:-1]) / 2, [90]])))
