@@ -98,6 +98,7 @@ def test_coarse_rounded_and_about_a_climatology(source, tmp_path, monkeypatch):
     after = open_store(target, CHANNELS)
     assert after.grid == coarse.grid
     assert_statistics(statistics, compute_statistics(after, None, Climatology.load(about).at))
+    assert (tmp_path / "b.zarr" / "climatology.npz").read_bytes() == (tmp_path / "c.npz").read_bytes()
 
     exact, rounded = coarsen(before.read(0, 40), coarse), after.read(0, 40)
     np.testing.assert_allclose(  # conservative: the area mean is the source's

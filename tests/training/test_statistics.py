@@ -1,6 +1,7 @@
 """Statistics of a run: made once, and never taken for those of other data."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -59,3 +60,26 @@ def test_a_file_that_says_nothing_of_its_settings_is_made_anew(archive, tmp_path
     path.write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         run_statistics(str(tmp_path), archive, None, False)
+
+
+@pytest.mark.parametrize("about", [False, True])
+def test_what_prepare_found_is_taken_for_all_of_an_archive(archive, tmp_path, about):
+    """Its files beside the arrays, with a mean that no pass would find; a part of the archive is worked out anew."""
+    place = tmp_path / "prepared.zarr"
+    shutil.copytree(archive.path, place)
+    prepared = open_store(place, CHANNELS)
+    statistics, climatology = run_statistics(str(tmp_path / "a"), prepared, None, about)
+    times = [len(prepared), str(prepared.times[0]), str(prepared.times[-1])]
+    (place / "prepare.json").write_text(json.dumps({"times": times, "climatology": "c.npz" if about else None}))
+    (place / "statistics.json").write_text(json.dumps(statistics.to_dict() | {"mean": [1.0, 2.0]}))
+    if about:
+        climatology.save(place / "climatology.npz")
+    found, fitted = run_statistics(str(tmp_path / "b"), prepared, ("2000-01-01", "2001-12-31"), about)
+    np.testing.assert_array_equal(found.mean, [1.0, 2.0])
+    if about:
+        np.testing.assert_allclose(fitted.coefficients, climatology.coefficients, rtol=1e-3, atol=1e-3)
+    for i, other in enumerate([(None, not about), (("2000-01-02", "2001-12-31"), about)]):
+        own, _ = run_statistics(str(tmp_path / f"{i}"), prepared, *other)
+        np.testing.assert_allclose(own.mean, statistics.mean, rtol=1e-2)
+    fewer, _ = run_statistics(str(tmp_path / "c"), open_store(place, CHANNELS[:1]), None, about)
+    np.testing.assert_allclose(fewer.mean, statistics.mean[:1], rtol=1e-6)

@@ -20,6 +20,9 @@ from wind_jax.data.store import TIME_STEP, Store, in_period
 from wind_jax.data.variables import NON_NEGATIVE, Channel, channel
 from wind_jax.sphere import area_weights
 
+SETTINGS, STATISTICS, CLIMATOLOGY = "prepare.json", "statistics.json", "climatology.npz"
+"""Files that `data.prepare` leaves in an archive: what it was made from and how, and what is known of all of it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:

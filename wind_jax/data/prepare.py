@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from wind_jax.data.normalize import Statistics
+from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics
 from wind_jax.data.pipeline import (
     BLOCKS,
     MOMENTS,
@@ -41,9 +41,6 @@ from wind_jax.data.variables import channels
 from wind_jax.files import is_url, join, read_bytes, write_bytes
 from wind_jax.sphere import Coarsening, coarsen, coarsening
 
-SETTINGS = "prepare.json"
-"""File in the archive: what it was made from and how."""
-STATISTICS = "statistics.json"
 _SAMPLE = 8  # pairs of states that tell how much a channel changes in 6 h, for rounding
 
 
@@ -72,7 +69,8 @@ def prepare(
         factor: of conservative coarsening (`sphere.coarsening`); None to keep the grid.
         chunk: times in a chunk.
         rounding: largest error of a value, in standard deviations of its channel's 6 h change; 0 keeps all bits.
-        climatology: file of `data.climatology` on the target's grid, about which the statistics' std is taken.
+        climatology: file of `data.climatology` on the target's grid, about which the statistics' std is taken; a copy
+            goes into the archive.
         beam_options: command-line options of Beam.
         say: prints a line.
 
@@ -130,6 +128,8 @@ def prepare(
         say(f"{source} has no {', '.join(missing)}: neither will {target}.")
     create(job, store)
     statistics = run(job, beam_options)
+    if climatology is not None:
+        write_bytes(join(folder, CLIMATOLOGY), read_bytes(climatology))
     write_bytes(join(folder, STATISTICS), (json.dumps(statistics.to_dict(), indent=1) + "\n").encode())
     _publish(folder, target)
     return statistics

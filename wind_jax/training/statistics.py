@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from wind_jax.data.climatology import Climatology, fit_climatology
-from wind_jax.data.normalize import Statistics, compute_statistics
-from wind_jax.data.store import Store
+from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics, compute_statistics
+from wind_jax.data.store import Store, in_period
 from wind_jax.files import join, read_bytes, write_bytes
 from wind_jax.training.processes import differences, on_first
 
@@ -16,7 +16,8 @@ from wind_jax.training.processes import differences, on_first
 def run_statistics(
     workdir: str, store: Store, period: tuple[str, str] | None, climatology: bool
 ) -> tuple[Statistics, Climatology | None]:
-    """Statistics of `store`, about its climatology if asked; by one process, in one pass each over the archive.
+    """Statistics of `store`, about its climatology if asked: those that `data.prepare` left in an archive of which all
+    is used, else by one process, in one pass each over the archive.
 
     `statistics.json` is written last and carries the settings of both files, so that neither is taken for another's.
 
@@ -48,21 +49,36 @@ def run_statistics(
                 raise ValueError(f"{path!r} is of another run: {lines}. Use another workdir, or delete that file.")
             if not climatology or read_bytes(climatology_path):
                 return
-        about = None
+        about, statistics, file = None, _prepared(store, period, climatology), io.BytesIO()
         if climatology:
-            packed, file = fit_climatology(store, period).pack(), io.BytesIO()
+            own = join(store.path, CLIMATOLOGY)
+            fitted = read_climatology(own).select(store.channels) if statistics else fit_climatology(store, period)
+            packed = fitted.pack()
             np.savez_compressed(file, **packed)
             write_bytes(climatology_path, file.getvalue())
             about = Climatology.unpack(packed).at
-        statistics = compute_statistics(store, period, about)
+        statistics = statistics or compute_statistics(store, period, about)
         write_bytes(path, json.dumps({"settings": settings, **statistics.to_dict()}, indent=1).encode() + b"\n")
 
     on_first(compute)
     statistics = Statistics.from_dict(read_json(path))
-    if not climatology:
-        return statistics, None
-    with np.load(io.BytesIO(read_bytes(climatology_path))) as arrays:
-        return statistics, Climatology.unpack(arrays)
+    return statistics, read_climatology(climatology_path) if climatology else None
+
+
+def _prepared(store: Store, period: tuple[str, str] | None, climatology: bool) -> Statistics | None:
+    """What `data.prepare` found, if it is of the run's channels and all its times, about a climatology or not."""
+    made = read_json(join(store.path, SETTINGS))
+    same = made.get("times") == [len(store), str(store.times[0]), str(store.times[-1])]
+    if not (same and in_period(store.times, period).all() and climatology == bool(made["climatology"])):
+        return None
+    found = Statistics.from_dict(read_json(join(store.path, STATISTICS)))
+    return found if found.channels == store.channels else None
+
+
+def read_climatology(path: str) -> Climatology:
+    """A file of `Climatology.pack`, that is there."""
+    with np.load(io.BytesIO(read_bytes(path))) as arrays:
+        return Climatology.unpack(arrays)
 
 
 def read_json(path: str) -> dict[str, Any]:
