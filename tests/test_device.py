@@ -35,8 +35,8 @@ def test_attention_and_its_gradient_equal_their_definition(width):
 
 def test_network_in_bfloat16_is_the_host_s_in_float32():
     sizes = {
-        "channels": 4, "latitude": 8, "longitude": 16, "patch": 2, "widths": (64, 128), "blocks": ("res", "transformer"),
-        "depth": 1, "heads": 2, "embedding": 64,
+        "channels": 4, "latitude": 8, "longitude": 16, "patch": 2, "widths": (64, 128),
+        "blocks": ("res", "transformer"), "depth": 1, "heads": 2, "embedding": 64,
     }  # fmt: skip
     single, half = (UViTConfig(**sizes, dtype=dtype) for dtype in ("float32", "bfloat16"))
     params = pure_params(nnx.state(UViT(single, rngs=nnx.Rngs(0))))
