@@ -14,6 +14,7 @@ Hardware: two CPU cores, 6 GB of memory, about 50 minutes after training.
 """
 
 import json
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import metrics, plots
-from wind_jax.evaluation.baselines import gaussian_members
+from wind_jax.evaluation.baselines import MEMBERS, gaussian_members
 from wind_jax.evaluation.figures import HEADLINE
 from wind_jax.prior import Prior, apply, graph, load_prior
 from wind_jax.problems.problem import Problem, Setting
@@ -97,18 +98,23 @@ class Solver:
     def times(self, problem: Problem, case: int) -> np.ndarray:
         return self.store.times[int(problem.starts[case])] + TIME_STEP * np.arange(self.prior.frames)
 
-    def estimate(self, problem: Problem, case: int) -> np.ndarray:
+    def baseline(self, problem: Problem, case: int) -> Mapping[str, np.ndarray]:
+        return problem.baseline(case, slice(0, self.prior.frames))
+
+    def estimate(self, interpolation: np.ndarray, times: np.ndarray) -> np.ndarray:
         """The specialist's field (t, h, w, c), model units."""
-        interpolation = problem.baseline(case, slice(0, self.prior.frames))["interpolation"]
         guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
-        inputs = jnp.asarray(self.specialist.inputs(self.static, self.times(problem, case)))[None]
+        inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
         return np.asarray(self.refine(self.specialist.params, guess, inputs))[0]
 
     @cached_property
     def deviation(self) -> np.ndarray:
         """Root mean square of the specialist's errors between the cases, (1, h, 1, c), model units."""
-        truth = lambda case: self.specialist.statistics.normalize(self.between.states(case, 0, self.prior.frames))
-        errors = [self.estimate(self.between, case) - truth(case) for case in range(1, len(self.problem.starts))]
+        errors = []
+        for case in range(1, len(self.problem.starts)):
+            interpolation = self.baseline(self.between, case)["interpolation"]
+            truth = self.specialist.statistics.normalize(self.between.states(case, 0, self.prior.frames))
+            errors.append(self.estimate(interpolation, self.times(self.between, case)) - truth)
         return np.sqrt(np.mean(np.square(errors), axis=(0, 1, 3)))[None, :, None]
 
     def solve(self, case: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -119,9 +125,9 @@ class Solver:
         (x,) = rollout(
             prior, None, inputs, self.members, jax.random.fold_in(self.key, case), self.chain, 0, self.guide, told
         )
-        baseline = self.problem.baseline(case, slice(0, prior.frames))
+        baseline = self.baseline(self.problem, case)
         interpolation, anomalies = (baseline[name] for name in ("interpolation", self.anomalies))
-        special, own = self.estimate(self.problem, case), self.specialist.statistics
+        special, own = self.estimate(interpolation, times), self.specialist.statistics
         return self.problem.states(case, 0, prior.frames), {
             "posterior": statistics.physical(np.asarray(x)),
             "specialist": gaussian_members(special, self.deviation, own, (case,)),
@@ -153,7 +159,6 @@ def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, 
     small = lambda a: (zonal_spectrum(a)[..., SMALL_SCALES].sum(-1) * weights[:, 0]).mean(-1)
     out = {
         "mse": metrics.ensemble_mean_mse(fields, y, weights).mean(0),
-        "debiased_mse": metrics.debiased_ensemble_mean_mse(fields, y, weights).mean(0),
         "crps": metrics.crps(fields, y, weights).mean(0),
         "variance": metrics.ensemble_variance(fields, weights).mean(0),
         "power": small(fields).mean((0, 1)),
@@ -161,9 +166,9 @@ def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, 
     return {name: np.asarray(values, float).tolist() for name, values in out.items()}
 
 
-def run(c: ConfigDict, name: str, folder: Path) -> dict:
+def run(c: ConfigDict, name: str, solver: Solver, folder: Path) -> dict:
     """Moments of all cases and methods of a task, written case by case."""
-    solver, path = Solver(c, name), folder / f"{name}.json"
+    path = folder / f"{name}.json"
     channels = [(ch.name, ch.level) for ch in solver.prior.statistics.channels]
     found = json.loads(json.dumps({"settings": solver.settings, "channels": channels, "cases": []}))
     if path.exists() and (before := json.loads(path.read_text()))["settings"] == found["settings"]:
@@ -197,8 +202,10 @@ def relative(found: dict, method: str, what: str, channel: int | None, chosen: n
     The RMSE of the posterior is that of the mean of infinitely many members.
     """
     values = lambda m, what: np.mean([found["cases"][i][m][what] for i in chosen], axis=0)
-    own = "debiased_mse" if (method, what) == ("posterior", "mse") else what
-    ratio = values(method, own) / values("interpolation", what)
+    own = values(method, what)
+    if (method, what) == ("posterior", "mse"):
+        own = own - values(method, "variance") / found["settings"]["config"]["members"]
+    ratio = own / values("interpolation", what)
     ratio = np.sqrt(ratio) if what == "mse" else ratio
     return float(ratio.mean() if channel is None else ratio[channel])
 
@@ -226,7 +233,7 @@ def spread_and_power(found: dict) -> str:
     keys, members = [tuple(key) for key in found["channels"]], found["settings"]["config"]["members"]
     mean = lambda m, what: np.mean([case[m][what] for case in found["cases"]], axis=0)
     ratio = lambda m, size: np.asarray(metrics.spread_skill_ratio(mean(m, "variance"), mean(m, "mse"), size))
-    columns = [ratio("posterior", members), ratio("specialist", 50)]
+    columns = [ratio("posterior", members), ratio("specialist", MEMBERS)]
     columns += [mean(m, "power") / mean("truth", "power") for m in ("posterior", "specialist_field", "interpolation")]
     headings = ["spread/skill: posterior", "specialist", "small scales: posterior", "specialist", "interpolation"]
     every = [["mean of all fields", *(f"{column.mean():.2f}" for column in columns)]]
@@ -270,9 +277,8 @@ def main(argv: list[str]) -> None:
     c = configuration.load(["--config", __file__, *argv])[0]
     folder = Path(c.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in c.tasks:
-        Solver(c, name)  # what is wrong with any of the files shows before the first is worked on
-    results = {name: run(c, name, folder) for name in c.tasks}
+    solvers = {name: Solver(c, name) for name in c.tasks}  # what is wrong with any file shows before any work
+    results = {name: run(c, name, solver, folder) for name, solver in solvers.items()}
     text = "".join(section(found, name, folder / f"{name}.json") for name, found in results.items())
     fill(c.docs, text, "settle")
     figure(results).savefig(folder / "settle.png", dpi=130, bbox_inches="tight")

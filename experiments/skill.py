@@ -13,6 +13,7 @@ import json
 import re
 import statistics
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -56,7 +57,13 @@ def complete(folder: Path, c: ConfigDict) -> bool:
         return False
     done, wanted = json.loads(mark.read_text()), json.loads(configuration.to_json(c))
     same = all(done.get(key) == value for key, value in wanted.items())
-    return same and done["fingerprint"]["prior"] == load_prior(resolve(c.prior, "prior.npz")).digest()
+    return same and done["fingerprint"]["prior"] == digest(c.prior)
+
+
+@lru_cache
+def digest(prior: str) -> str:
+    """Of the prior that a config names, which all runs share."""
+    return load_prior(resolve(prior, "prior.npz")).digest()
 
 
 def run(name: str, workdir: str) -> Path:

@@ -4,8 +4,9 @@
 #   launch/local.sh 2 --config experiments/speedy.py --config.workdir=runs/two
 #
 # Process i is told of the others by WIND_COORDINATOR, WIND_PROCESS_COUNT and WIND_PROCESS_ID and, on a host with
-# GPUs, sees GPU i alone, or the i-th of CUDA_VISIBLE_DEVICES where that is set. Each line of its log starts with [i]. When one fails or is killed, all are stopped and its exit
-# status is this script's; the same command goes on from the last checkpoint. TERM or INT (Ctrl-C) has the processes save
+# GPUs, sees GPU i alone, or the i-th of CUDA_VISIBLE_DEVICES where that is set. Each line of its log starts with [i].
+# When one fails or is killed, all are stopped and its exit status is this script's; the same command goes on from the
+# last checkpoint. TERM or INT (Ctrl-C) has the processes save
 # and end in order; a second one ends them at once. PYTHON names the interpreter, PORT the coordinator's port. Needs bash
 # 5.1 or newer.
 set -euo pipefail

@@ -94,10 +94,12 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
         begun.replace(partial / MARK)
         (workdir / MARK).unlink(missing_ok=True)
         for name in OWN if owner else ():  # what this run does not make is not left to be taken for its own
-            _remove(workdir / name)
+            if not (partial / name).exists():
+                _remove(workdir / name)
         for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
             old = workdir / new.name
-            _remove(old) if old.is_dir() else None
+            if old.is_dir():
+                shutil.rmtree(old)
             new.replace(old)
     finally:
         if not (partial / POSITION).exists():

@@ -9,6 +9,7 @@ one streaming pass; a file of it is a few hundred kilobytes, small enough to be 
 """
 
 import argparse
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from wind_jax.data.forcings import day_fraction, day_of_year
 from wind_jax.data.store import Store, in_period, open_store
 from wind_jax.data.variables import Channel, channel, channels
+from wind_jax.files import read_bytes
 from wind_jax.sphere import Grid
 
 HARMONICS = ("mean", "cos_year", "sin_year", "cos_half_year", "sin_half_year", "cos_day", "sin_day")
@@ -108,14 +110,15 @@ class Climatology:
 
     @classmethod
     def load(cls, path: str | Path) -> "Climatology":
-        """Reads what `save` wrote.
+        """Reads what `save` wrote, from a path or URL.
 
         Raises:
             ValueError: no such file, or not a climatology.
         """
-        if not Path(path).is_file():
+        contents = read_bytes(path)
+        if contents is None:
             raise ValueError(f"no climatology file at {path}")
-        with np.load(path) as file:
+        with np.load(io.BytesIO(contents)) as file:
             if "coefficients" not in file or "low" not in file:
                 raise ValueError(f"{path} is not a climatology; it holds {sorted(file)}")
             return cls.unpack(file)

@@ -173,7 +173,7 @@ class WriteBlock:
 
     @cached_property
     def _climatology(self) -> Climatology | None:
-        return load_climatology(self._job.climatology, self._job.channels) if self._job.climatology else None
+        return Climatology.load(self._job.climatology).select(self._job.channels) if self._job.climatology else None
 
     def __call__(self, block: tuple[int, int]) -> np.ndarray:
         mark = join(self._job.folder, f"{BLOCKS}/{block[0]}.npy")
@@ -312,14 +312,6 @@ def cell_weights(grid: Grid) -> Float[np.ndarray, "cells"]:
     """Share of each cell in the area mean, float64."""
     weights = np.broadcast_to(np.asarray(area_weights(grid), np.float64), grid.shape).reshape(-1)
     return weights / weights.sum()
-
-
-def load_climatology(path: str, wanted: tuple[Channel, ...]) -> Climatology:
-    contents = read_bytes(path)
-    if contents is None:
-        raise ValueError(f"no climatology file at {path}")
-    with np.load(io.BytesIO(contents)) as arrays:
-        return Climatology.unpack(arrays).select(wanted)
 
 
 def _to_bytes(array: np.ndarray) -> bytes:

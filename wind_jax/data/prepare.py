@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics
 from wind_jax.data.pipeline import (
     BLOCKS,
@@ -31,7 +32,6 @@ from wind_jax.data.pipeline import (
     create,
     file_system,
     frame_moments,
-    load_climatology,
     merge,
     run,
     transformation,
@@ -92,7 +92,7 @@ def prepare(
     _check_times(times, source)
     reduction = coarsening(store.grid, factor) if factor is not None else None
     grid = reduction.grid if reduction else store.grid
-    if climatology is not None and (about := load_climatology(climatology, wanted)).grid != grid:
+    if climatology is not None and (about := Climatology.load(climatology).select(wanted)).grid != grid:
         raise ValueError(
             f"climatology {climatology!r} is on a grid of {about.grid.shape}, the archive's is {grid.shape}"
         )

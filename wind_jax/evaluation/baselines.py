@@ -20,6 +20,8 @@ from wind_jax.data.variables import ACCUMULATIONS, NON_NEGATIVE, Channel
 from wind_jax.sphere import Grid, bilinear, interpolate
 
 _TOLERANCE = 1e-9
+MEMBERS = 50
+"""Of a Gaussian ensemble."""
 
 
 def persistence(initial: Float[np.ndarray, "h w c"], leads: int) -> Float[np.ndarray, "t h w c"]:
@@ -180,7 +182,7 @@ def gaussian_members(
     deviation: Float[np.ndarray, "#t #h #w c"],
     statistics: Statistics,
     seed: Sequence[int],
-    members: int = 50,
+    members: int = MEMBERS,
 ) -> Float[np.ndarray, "m t h w c"]:
     """Members whose value at each cell is Gaussian in model units, each by itself: for scores of single cells.
 

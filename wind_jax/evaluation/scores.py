@@ -49,6 +49,7 @@ _MOMENTS = {
     "energy_score": metrics.energy_score,
     "variance": lambda x, y, *cells: metrics.ensemble_variance(x, *cells),
 }
+_debiased = lambda mean, members: mean["mse"] - mean["variance"] / members
 # What a metric is made of, and how; one that is not here is a moment itself, averaged over cases.
 _POOLED = {
     "rmse": (("mse",), lambda mean, members: np.sqrt(mean["mse"])),
@@ -57,11 +58,8 @@ _POOLED = {
         ("mse", "variance"),
         lambda mean, members: np.asarray(metrics.spread_skill_ratio(mean["variance"], mean["mse"], members)),
     ),
-    "debiased_mse": (("mse", "variance"), lambda mean, members: mean["mse"] - mean["variance"] / members),
-    "debiased_rmse": (
-        ("mse", "variance"),
-        lambda mean, members: np.sqrt(np.maximum(mean["mse"] - mean["variance"] / members, 0)),
-    ),
+    "debiased_mse": (("mse", "variance"), _debiased),
+    "debiased_rmse": (("mse", "variance"), lambda *moments: np.sqrt(np.maximum(_debiased(*moments), 0))),
 } | {
     name: (
         ("spectrum", "spectrum_of_truth"),

@@ -49,10 +49,10 @@ def run_statistics(
                 raise ValueError(f"{path!r} is of another run: {lines}. Use another workdir, or delete that file.")
             if not climatology or read_bytes(climatology_path):
                 return
-        about, statistics, file = None, _prepared(store, period, climatology), io.BytesIO()
+        about, statistics, file = None, _prepared(store, period, settings), io.BytesIO()
         if climatology:
             own = join(store.path, CLIMATOLOGY)
-            fitted = read_climatology(own).select(store.channels) if statistics else fit_climatology(store, period)
+            fitted = Climatology.load(own).select(store.channels) if statistics else fit_climatology(store, period)
             packed = fitted.pack()
             np.savez_compressed(file, **packed)
             write_bytes(climatology_path, file.getvalue())
@@ -62,23 +62,18 @@ def run_statistics(
 
     on_first(compute)
     statistics = Statistics.from_dict(read_json(path))
-    return statistics, read_climatology(climatology_path) if climatology else None
+    return statistics, Climatology.load(climatology_path) if climatology else None
 
 
-def _prepared(store: Store, period: tuple[str, str] | None, climatology: bool) -> Statistics | None:
+def _prepared(store: Store, period: tuple[str, str] | None, settings: dict[str, Any]) -> Statistics | None:
     """What `data.prepare` found, if it is of the run's channels and all its times, about a climatology or not."""
     made = read_json(join(store.path, SETTINGS))
-    same = made.get("times") == [len(store), str(store.times[0]), str(store.times[-1])]
-    if not (same and in_period(store.times, period).all() and climatology == bool(made["climatology"])):
+    if made.get("times") != settings["times"] or bool(made["climatology"]) != settings["climatology"]:
+        return None
+    if not in_period(store.times, period).all():
         return None
     found = Statistics.from_dict(read_json(join(store.path, STATISTICS)))
     return found if found.channels == store.channels else None
-
-
-def read_climatology(path: str) -> Climatology:
-    """A file of `Climatology.pack`, that is there."""
-    with np.load(io.BytesIO(read_bytes(path))) as arrays:
-        return Climatology.unpack(arrays)
 
 
 def read_json(path: str) -> dict[str, Any]:
