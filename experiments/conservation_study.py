@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
@@ -339,4 +340,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -2,19 +2,19 @@
 
     python -m wind_jax.train --config experiments/specialist_spatial.py
     python -m wind_jax.train --config experiments/specialist_temporal.py
-    python -m experiments.settle [--config.path=archive.zarr --config.tasks="('temporal_downscaling',)"]
+    python -m experiments.settle --config.path=archive.zarr [--config.tasks="('temporal_downscaling',)"]
 
 Downscaling in space and in time as `experiments/spatial_downscaling.py` and `temporal_downscaling.py` set it, by the
 posterior of the prior, by a specialist of the same architecture, data, batches and steps (`training/specialist.py`), by
-interpolation, by cubic interpolation of anomalies and by climatology. A specialist gives one field, the mean; so that
-its CRPS can be compared it is dressed with a Gaussian of its own errors, by row and channel, in windows between the
-cases. A run that is stopped goes on where it was. The tables are written into docs/skill.md.
+interpolation, by cubic interpolation of anomalies and by climatology. All but the posterior give one field; so that
+their CRPS can be compared they are dressed with a Gaussian of their own errors, by row and channel, in windows between
+the cases. A run that is stopped goes on where it was. The tables are written into docs/skill.md.
 
 Hardware: two CPU cores, 6 GB of memory, about 50 minutes after training.
 """
 
 import json
-from collections.abc import Mapping
+from collections import defaultdict
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from experiments import spatial_downscaling, temporal_downscaling
 from experiments.skill import fill, markdown, spoken
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
@@ -56,7 +57,7 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/settle"
     c.seed = 0
     c.prior = "embedded"
-    c.path = "embedded"  # or an archive that neither training nor any choice has seen
+    c.path = ""  # an archive that neither training nor any choice has seen
     c.docs = "docs/skill.md"
     c.cases = 16
     c.members = 8
@@ -72,13 +73,19 @@ class Solver:
         self.prior = load_prior(resolve(c.prior, "prior.npz"))
         self.specialist = load_prior(c.specialists[name])
         check_alike(self.prior, self.specialist, name)
-        self.store = open_store(resolve(c.path, "sample.zarr"), self.prior.statistics.channels)
+        self.store = open_store(c.path, self.prior.statistics.channels)
         self.static = static_forcings(self.store)
+        self.statistics = self.prior.statistics
         self.members, self.key = c.members, jax.random.key(c.seed)
         task = TASKS[name].get_config()
         setting = Setting(self.prior, self.store, self.static, None, c.cases, (), self.key, "nominal")
         self.problem: Problem = make_problem(setting, **task.task.to_dict())
         self.between: Problem = make_problem(setting._replace(cases=c.cases + 1), **task.task.to_dict())
+        if (near := abs(self.between.starts[1:-1, None] - self.problem.starts).min()) < self.prior.frames:
+            raise ValueError(
+                f"Windows between {c.cases} cases of {c.path!r} begin {near} frames from one, and share frames with "
+                "it: the archive is too short."
+            )
         self.settings = {
             "config": {key: value for key, value in c.items() if key in ("seed", "path", "cases", "members")},
             "task": task.to_dict(),
@@ -98,43 +105,42 @@ class Solver:
     def times(self, problem: Problem, case: int) -> np.ndarray:
         return self.store.times[int(problem.starts[case])] + TIME_STEP * np.arange(self.prior.frames)
 
-    def baseline(self, problem: Problem, case: int) -> Mapping[str, np.ndarray]:
-        return problem.baseline(case, slice(0, self.prior.frames))
-
-    def estimate(self, interpolation: np.ndarray, times: np.ndarray) -> np.ndarray:
-        """The specialist's field (t, h, w, c), model units."""
-        guess = jnp.asarray(self.specialist.statistics.normalize(interpolation))[None]
+    def fields(self, problem: Problem, case: int) -> dict[str, np.ndarray]:
+        """By method, what gives one field (t, h, w, c), model units."""
+        baseline, times = problem.baseline(case, slice(0, self.prior.frames)), self.times(problem, case)
+        climatology = np.asarray(self.prior.climatology.at(times))
+        fields = {"interpolation": baseline["interpolation"], "anomalies": baseline[self.anomalies]}
+        fields = {k: self.statistics.normalize(x) for k, x in (fields | {"climatology": climatology}).items()}
         inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
-        return np.asarray(self.refine(self.specialist.params, guess, inputs))[0]
+        guess = jnp.asarray(fields["interpolation"])[None]
+        return {"specialist": np.asarray(self.refine(self.specialist.params, guess, inputs))[0]} | fields
 
     @cached_property
-    def deviation(self) -> np.ndarray:
-        """Root mean square of the specialist's errors between the cases, (1, h, 1, c), model units."""
-        errors = []
+    def deviation(self) -> dict[str, np.ndarray]:
+        """By method, root mean square of its errors between the cases, (1, h, 1, c), model units."""
+        errors = defaultdict(list)
         for case in range(1, len(self.problem.starts)):
-            interpolation = self.baseline(self.between, case)["interpolation"]
-            truth = self.specialist.statistics.normalize(self.between.states(case, 0, self.prior.frames))
-            errors.append(self.estimate(interpolation, self.times(self.between, case)) - truth)
-        return np.sqrt(np.mean(np.square(errors), axis=(0, 1, 3)))[None, :, None]
+            truth = self.statistics.normalize(self.between.states(case, 0, self.prior.frames))
+            for method, field in self.fields(self.between, case).items():
+                errors[method].append(field - truth)
+        return {k: np.sqrt(np.mean(np.square(e), axis=(0, 1, 3)))[None, :, None] for k, e in errors.items()}
 
-    def solve(self, case: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Truth (t, h, w, c) and, by method, members (m, t, h, w, c), physical units."""
-        prior, statistics, times = self.prior, self.prior.statistics, self.times(self.problem, case)
-        inputs = prior.inputs(self.static, times)
+    def solve(self, case: int) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Truth (t, h, w, c) and, by method, members (m, t, h, w, c) and what they are made of: the same, or (1, t, h,
+        w, c), one field that was dressed; physical units."""
+        prior, statistics = self.prior, self.statistics
+        inputs = prior.inputs(self.static, self.times(self.problem, case))
         told = [self.problem.told(case, 0)]
         (x,) = rollout(
             prior, None, inputs, self.members, jax.random.fold_in(self.key, case), self.chain, 0, self.guide, told
         )
-        baseline = self.baseline(self.problem, case)
-        interpolation, anomalies = (baseline[name] for name in ("interpolation", self.anomalies))
-        special, own = self.estimate(interpolation, times), self.specialist.statistics
-        return self.problem.states(case, 0, prior.frames), {
-            "posterior": statistics.physical(np.asarray(x)),
-            "specialist": gaussian_members(special, self.deviation, own, (case,)),
-            "specialist_field": own.physical(special)[None],
-            "interpolation": interpolation[None],
-            "anomalies": anomalies[None],
-            "climatology": np.asarray(prior.climatology.at(times))[None],
+        members = statistics.physical(np.asarray(x))
+        return self.problem.states(case, 0, prior.frames), {"posterior": (members, members)} | {
+            method: (
+                gaussian_members(field, self.deviation[method], statistics, (case,)),
+                statistics.physical(field)[None],
+            )
+            for method, field in self.fields(self.problem, case).items()
         }
 
 
@@ -153,15 +159,19 @@ def check_alike(prior: Prior, specialist: Prior, name: str) -> None:
         raise ValueError(f"The prior was trained on {seen[0]} windows, the specialist of {name} on {seen[1]}.")
 
 
+def power(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of the small scales of fields (m, t, h, w, c), by channel."""
+    by_row = zonal_spectrum(np.moveaxis(x, -1, -3))[..., SMALL_SCALES].sum(-1)
+    return (by_row * weights[:, 0]).mean((0, 1, -1))
+
+
 def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, list[float]]:
-    """Squared error, CRPS, variance and power of small scales of one case, by channel."""
+    """Squared error, CRPS and variance of one case, by channel."""
     fields, y = np.moveaxis(x, -1, -3), np.moveaxis(truth, -1, -3)
-    small = lambda a: (zonal_spectrum(a)[..., SMALL_SCALES].sum(-1) * weights[:, 0]).mean(-1)
     out = {
         "mse": metrics.ensemble_mean_mse(fields, y, weights).mean(0),
         "crps": metrics.crps(fields, y, weights).mean(0),
         "variance": metrics.ensemble_variance(fields, weights).mean(0),
-        "power": small(fields).mean((0, 1)),
     }
     return {name: np.asarray(values, float).tolist() for name, values in out.items()}
 
@@ -178,9 +188,13 @@ def run(c: ConfigDict, name: str, solver: Solver, folder: Path) -> dict:
         bar.update(len(found["cases"]))
         for case in range(len(found["cases"]), c.cases):
             truth, solved = solver.solve(case)
-            by_method = {method: moments(x, truth, weights) for method, x in solved.items()}
-            by_method["truth"] = {"power": moments(truth[None], truth, weights)["power"]}
-            found["cases"].append(by_method)
+            found["cases"].append(
+                {"truth": {"power": power(truth[None], weights).tolist()}}
+                | {
+                    method: moments(x, truth, weights) | {"power": power(made_of, weights).tolist()}
+                    for method, (x, made_of) in solved.items()
+                }
+            )
             partial_path = path.with_suffix(".partial")
             partial_path.write_text(json.dumps(found) + "\n")
             partial_path.replace(path)
@@ -234,7 +248,7 @@ def spread_and_power(found: dict) -> str:
     mean = lambda m, what: np.mean([case[m][what] for case in found["cases"]], axis=0)
     ratio = lambda m, size: np.asarray(metrics.spread_skill_ratio(mean(m, "variance"), mean(m, "mse"), size))
     columns = [ratio("posterior", members), ratio("specialist", MEMBERS)]
-    columns += [mean(m, "power") / mean("truth", "power") for m in ("posterior", "specialist_field", "interpolation")]
+    columns += [mean(m, "power") / mean("truth", "power") for m in ("posterior", "specialist", "interpolation")]
     headings = ["spread/skill: posterior", "specialist", "small scales: posterior", "specialist", "interpolation"]
     every = [["mean of all fields", *(f"{column.mean():.2f}" for column in columns)]]
     shown = [key for key in HEADLINE if key in keys]
@@ -286,4 +300,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from experiments import warming
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.speedy import STATES_PER_DAY, Settings, simulate
 from wind_jax.data.speedy_warming import WarmedSpeedy, branch
@@ -374,4 +375,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -19,6 +19,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import plots, scores
 from wind_jax.evaluation.figures import HEADLINE
@@ -225,4 +226,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

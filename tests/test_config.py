@@ -1,7 +1,6 @@
 """Configurations: overrides keep their types, and what is wrong is named."""
 
 import json
-import sys
 
 import pytest
 
@@ -73,14 +72,3 @@ def test_bad_files(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(ValueError, match="no get_config"):
         config.load(["--config", str(tmp_path / "empty.py")])
-
-
-def test_bad_input_ends_a_command_with_one_paragraph(monkeypatch, capsys):
-    def run(argv):
-        raise ValueError(f"Unknown {argv}.")
-
-    monkeypatch.setattr(sys, "argv", ["program", "x"])
-    with pytest.raises(SystemExit) as ended:
-        config.command(run)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: Unknown ['x'].\n"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+from pathlib import Path
 
 import cf_xarray  # noqa: F401  (the accessor `.cf`)
 import numpy as np
@@ -129,6 +130,37 @@ def test_a_run_that_fails_changes_nothing(tmp_path):
         (folder / "scores.json").write_text(None)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "figures", "scores.json"]
     assert (tmp_path / "scores.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("moves", range(9))
+def test_complete_results_survive_a_stop_while_they_are_put_in_place(tmp_path, monkeypatch, moves):
+    """The next run, whatever becomes of it, first finishes that: no old file beside new ones, none of them lost."""
+    with results(str(tmp_path), "a", "{}") as folder:
+        (folder / "report.json").write_text("old")
+        (folder / "scores.json").write_text("old")
+    left = iter(range(moves))
+    with monkeypatch.context() as stopping, contextlib.suppress(KeyboardInterrupt):
+        replace = Path.replace
+
+        def stopped(path, target):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        with results(str(tmp_path), "a", '{"seed": 1}') as folder:
+            (folder / "figures").mkdir()
+            (folder / "figures" / "new").write_text("new")
+            (folder / "scores.json").write_text("new")
+            Position(folder).mark(0, 0, 1, np.ones(1))
+            stopping.setattr(Path, "replace", stopped)
+    with pytest.raises(TypeError), results(str(tmp_path), "a", '{"seed": 1}'):
+        raise TypeError
+    if moves == 0:  # stopped before they were complete: the old ones stay, and what was drawn can be gone on with
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".partial", "config.json", "report.json", "scores.json"]
+        return
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "figures", "scores.json"]
+    assert (tmp_path / "scores.json").read_text() == "new"
+    assert json.loads((tmp_path / "config.json").read_text()) == {"experiment": "a", "seed": 1}
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path):

@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import synthetic
 import tiny
+import xarray
 from ml_collections import ConfigDict
 from tiny import config
 
 from wind_jax.data.climatology import fit_climatology
 from wind_jax.data.forcings import static_forcings
-from wind_jax.data.store import open_store
+from wind_jax.data.store import Store, open_store
 from wind_jax.prior import load_prior
 from wind_jax.sphere import cell_area
 from wind_jax.train import train
@@ -254,12 +256,32 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
         ({"optimizer.warmup": 24}, "warmup 24"),
         ({"model.widths": (32, 50)}, "50"),
         ({"diffusion.prediction": "noise"}, "noise"),
+        ({"validation.members": 1}, "config.validation.members is 1"),
+        ({"validation.context": 3}, "config.validation.context 3 frames: .* 1 to 2 frames"),
+        ({"data.validation_period": ("1999", "1999")}, "1999"),
     ],
 )
 def test_bad_input_is_named_before_training(archive, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         train(config(archive, tmp_path, **changes))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("kind", "message"), [("shifted", "though equally many"), ("missing", "'temperature' at 500")])
+def test_a_bad_archive_is_named_before_training(archive, tmp_path, monkeypatch, kind, message):
+    """Held out on other cells of the same number, and an archive with a missing value; before all of it is read."""
+    dataset = xarray.open_zarr(archive).isel(time=slice(0, 400)).load()
+    if kind == "shifted":
+        dataset = dataset.assign_coords(longitude=dataset.longitude + 11.25)
+    else:
+        dataset["temperature"].values[7, 0, 3, 3] = np.nan
+    path = synthetic.write(dataset.drop_encoding(), tmp_path / "bad.zarr")
+    changes = {"data.validation_path": path} | ({"data.path": path} if kind == "missing" else {})
+    if kind == "shifted":
+        monkeypatch.setattr(Store, "load", None)
+    with pytest.raises(ValueError, match=message):
+        train(config(archive, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_dry_run_needs_no_data(tmp_path, capsys):

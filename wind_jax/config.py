@@ -8,10 +8,9 @@ import difflib
 import importlib.util
 import json
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -94,20 +93,6 @@ def claim(folder: Path, c: ConfigDict, *content: str) -> None:
     if mark.exists() and mark.read_text() != text:
         raise ValueError(f"{folder} holds a run of another configuration, see config.json: give another workdir.")
     mark.write_text(text)
-
-
-def command(run: Callable[[list[str]], None]) -> NoReturn:
-    """Runs an entry point on the arguments of the process; bad input ends it with one paragraph and status 2."""
-    try:
-        run(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(_fail(error))
-    sys.exit(0)
-
-
-def _fail(error: ValueError) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 def _override(config: ConfigDict, key: str, text: str) -> None:

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from rich.console import Console
 from rich.table import Table
 
-from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.store import in_period
 from wind_jax.data.variables import Channel
 from wind_jax.evaluation import scores
@@ -268,4 +268,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
@@ -116,6 +117,7 @@ def infer(c: ConfigDict) -> None:
             )
 
     content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
+    content["members_at_once"] = len(batches[0])  # by memory, unless given: a position holds for this many
     identity = {**json.loads(configuration.to_json(c)), "fingerprint": content}
     with results(c.workdir, c.task.name, json.dumps(identity), say) as folder:
         # ------------------------------------------------------------------------------------- truth and observations
@@ -172,7 +174,7 @@ def infer(c: ConfigDict) -> None:
         found = score(posterior, truth, problem, fitted, setting) if problem.scored else []
         (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
         said = json.loads(report.read_text()) if report.exists() else {}  # of TDS
-        lines = weights_lines(said["tds"], c.members) if said else []
+        lines = weights_lines(said["tds"], c.members) if "tds" in said else []
         whole = slice(None)
         if problem.report:
             more, more_lines = problem.report(lambda case: posterior.read(case, whole))
@@ -200,7 +202,6 @@ def infer(c: ConfigDict) -> None:
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
             if len(leads) >= 8:
                 figures.film(folder, land, folder / "figures" / "animation.gif")
-        position.remove()  # what failed until here is gone on with
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]
@@ -336,11 +337,12 @@ def score(
             whole = {name: np.concatenate([part[name] for part in some]) for name in some[0]}
             cases.setdefault(method, []).append(whole)
     hours = lead_hours(truth.leads) if problem.context else None
-    return [
-        record
-        for method in sorted(cases, key=lambda method: method != "posterior")
-        for record in scores.records(method, cases[method], truth.channels, members[method], hours)
-    ]
+    found = []
+    for method in sorted(cases, key=lambda method: method != "posterior"):
+        # The members of a baseline have exactly its field as their mean, which has no error of few members.
+        wanted = [metric for metric in scores.BASIC if method == "posterior" or metric != "debiased_rmse"]
+        found += scores.records(method, cases[method], truth.channels, members[method], hours, wanted=wanted)
+    return found
 
 
 def main(argv: list[str]) -> None:
@@ -349,4 +351,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -15,7 +15,7 @@ import numpy as np
 import xarray
 import zarr
 
-from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.embedded import resolve
 from wind_jax.prior import Prior, load_prior, save_prior
 
@@ -81,4 +81,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -84,8 +84,9 @@ class Prior:
 
     def digest(self) -> str:
         """SHA-256 of what the network and its units are, for a run that goes on only with the same."""
-        about = repr((self.config, self.frames, self.schedule_name, self.prediction))
-        parts = about, self.statistics.mean, self.statistics.std, *jax.tree.leaves(self.params)
+        about = repr((self.config, self.statistics.channels, self.frames, self.schedule_name, self.prediction))
+        units = self.statistics.mean, self.statistics.std, *(((c := self.climatology) and (c.coefficients,)) or ())
+        parts = about, self.grid.latitude, self.grid.longitude, *units, *jax.tree.leaves(self.params)
         return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 
     def denoiser(self, inputs: Float[Array | np.ndarray, "*b t h w f"]) -> Denoiser:

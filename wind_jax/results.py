@@ -24,6 +24,7 @@ from wind_jax.sphere import Grid
 
 MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
 BEGUN = "begun.json"  # what becomes the mark, while a run is not complete
+REPLACED = "replaced.json"  # the mark of results that are being removed, as the new ones are complete
 POSITION = "position.npz"  # how far it is
 OWN = (
     "posterior.zarr", "truth.zarr", "observations.zarr", "static.zarr", "scores.json", "report.json", "report.html",
@@ -55,7 +56,8 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
 
     Earlier results of the same experiment stay until then. A run that is stopped leaves only `.partial`: the next run
     of the same configuration goes on with it (see `Position`), another moves it aside, to `unfinished-1` and so on,
-    and says so. Results without `config.json` are not whole.
+    and says so. Results without `config.json` are not whole; a `.partial` that has it is, and the next run first puts
+    it in its place.
 
     Args:
         workdir: created where it does not exist.
@@ -70,6 +72,8 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
     partial = workdir / ".partial"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if (partial / MARK).exists():
+            _publish(partial, workdir)
         owner = _experiment(workdir / MARK)
         if owner not in (experiment, None):
             raise ValueError(
@@ -91,19 +95,29 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
         raise ValueError(f"workdir {str(workdir)!r} is not writable: {error}") from error
     try:
         yield partial
-        begun.replace(partial / MARK)
-        (workdir / MARK).unlink(missing_ok=True)
-        for name in OWN if owner else ():  # what this run does not make is not left to be taken for its own
-            if not (partial / name).exists():
-                _remove(workdir / name)
-        for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
-            old = workdir / new.name
-            if old.is_dir():
-                shutil.rmtree(old)
-            new.replace(old)
-    finally:
+    except BaseException:
         if not (partial / POSITION).exists():
             shutil.rmtree(partial, ignore_errors=True)
+        raise
+    begun.replace(partial / MARK)
+    _publish(partial, workdir)
+
+
+def _publish(partial: Path, workdir: Path) -> None:
+    """Puts complete results in the place of earlier ones, all of which go: none is left to be taken for the new run's.
+
+    Wherever it is stopped, calling it again finishes it.
+    """
+    (partial / POSITION).unlink(missing_ok=True)
+    if (workdir / MARK).exists():
+        (workdir / MARK).replace(workdir / REPLACED)
+    if (workdir / REPLACED).exists():
+        for name in (*OWN, REPLACED):
+            _remove(workdir / name)
+    for new in sorted(partial.iterdir(), key=lambda path: path.name == MARK):
+        _remove(workdir / new.name)
+        new.replace(workdir / new.name)
+    partial.rmdir()
 
 
 def _remove(path: Path) -> None:
@@ -146,10 +160,6 @@ class Position:
         with open(partial, "wb") as file:
             np.savez(file, done=np.array([case, member, windows]), known=known)
         partial.replace(self._path)
-
-    def remove(self) -> None:
-        """When all members are written."""
-        self._path.unlink(missing_ok=True)
 
 
 def _experiment(mark: Path) -> str | None:

@@ -16,7 +16,6 @@ import functools
 import itertools
 import json
 import math
-import sys
 import time
 from concurrent import futures
 
@@ -27,10 +26,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from wind_jax import config as configuration
+from wind_jax.command import command
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import Channel, channels
-from wind_jax.data.windows import LEAST_THREADS, windows
+from wind_jax.data.windows import LEAST_THREADS, window_starts, windows
 from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss, loss_weights
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.files import join, write_bytes
@@ -109,6 +109,12 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
     if c.non_finite not in ("stop", "skip"):
         raise ValueError(f'config.non_finite is {c.non_finite!r}, expected "stop" or "skip".')
+    members, context = c.validation.members, c.validation.context
+    if members < 2 or not 0 < context < c.data.frames:
+        raise ValueError(
+            f"config.validation.members is {members}, config.validation.context {context} frames: expected 2 members "
+            f"or more, and 1 to {c.data.frames - 1} frames."
+        )
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
     patterns = Patterns(**c.diffusion.patterns.to_dict())
     shardings = state_sharding(model, optimizer, mesh)
@@ -167,12 +173,16 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         keep=c.keep_checkpoints,
         keep_every=c.keep_every,
     )
-    store = open_store(c.data.path, chosen, in_memory=c.data.in_memory)
-    held_out = open_store(c.data.validation_path, chosen)
-    for archive in (store, held_out):
+    store, held_out = (open_store(path, chosen) for path in (c.data.path, c.data.validation_path))
+    for archive, period in ((store, c.data.period), (held_out, c.data.validation_period)):
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
+        window_starts(archive.times, c.data.frames, period or None)
+    if held_out.grid != store.grid:
+        raise ValueError(f"The cells of {held_out.path!r} are not those of {store.path!r}, though equally many.")
     static = static_forcings(store, c.data.missing_static)
+    if c.data.in_memory:
+        store.load()
     statistics, climatology = run_statistics(c.workdir, store, tuple(c.data.period) or None, c.data.climatology)
     prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
     prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, prediction, climatology)
@@ -349,11 +359,8 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", math.prod(c.mesh.values()))
     processes.join()
-    try:
-        train(c, dry_run)
-    except (FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+    train(c, dry_run)
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

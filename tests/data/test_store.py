@@ -89,12 +89,13 @@ def test_every_layout_reads_the_same(tmp_path, dataset, states, layout):
     check(synthetic.write(layout(dataset), tmp_path / "a.zarr", time_chunk=5), dataset, states)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_memory_and_pickle(tmp_path, dataset, states, in_memory):
-    store = open_store(synthetic.write(dataset, tmp_path / "a.zarr"), CHANNELS, in_memory=in_memory)
+@pytest.mark.parametrize("loaded", [False, True])
+def test_memory_and_pickle(tmp_path, dataset, states, loaded):
+    store = open_store(synthetic.write(dataset, tmp_path / "a.zarr"), CHANNELS)
+    if loaded:
+        store.load()
     np.testing.assert_array_equal(store.read(3, 6), states[3:9])
     copy = pickle.loads(pickle.dumps(store))
-    assert copy.in_memory == in_memory
     np.testing.assert_array_equal(copy.read(3, 6), states[3:9])
     several = np.zeros((3, 2, *states.shape[1:]), np.float32)
     store.read_into(several, np.array([7, 0, 7]))
@@ -144,14 +145,15 @@ def test_blocks_cover_the_indices_in_order_and_never_span_a_gap(tmp_path, datase
     np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]), states[indices])
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_missing_data_is_named(tmp_path, dataset, in_memory):
+def test_missing_data_is_named(tmp_path, dataset):
     broken = dataset.copy(deep=True)
     broken["geopotential"].loc[{"time": TIMES[5], "level": 850}] = np.nan
     path = synthetic.write(broken, tmp_path / "a.zarr")
-    with pytest.raises(ValueError, match=r"'geopotential' at 850 hPa .* 2000-01-02T06:00"):
-        open_store(path, CHANNELS, in_memory=in_memory).read(3, 4)
-    open_store(path, CHANNELS).read(6, 2)
+    store = open_store(path, CHANNELS)
+    for read in (lambda: store.read(3, 4), store.load):
+        with pytest.raises(ValueError, match=r"'geopotential' at 850 hPa .* 2000-01-02T06:00"):
+            read()
+    store.read(6, 2)
 
 
 @pytest.mark.parametrize("consolidated", [True, False])
@@ -161,7 +163,8 @@ def test_an_archive_that_changes_while_it_is_read_is_named(
 ):
     path = tmp_path / "a.zarr"
     store = open_store(synthetic.write(dataset, path, zarr_format, 5, consolidated), CHANNELS)
-    in_memory = open_store(path, CHANNELS, in_memory=True)
+    in_memory = open_store(path, CHANNELS)
+    in_memory.load()
     monkeypatch.setattr("wind_jax.data.archive._CHECK_SECONDS", -1)
     np.testing.assert_array_equal(store.read(3, 6), states[3:9])
     store.check_unchanged()

@@ -94,8 +94,23 @@ def test_networks_that_were_never_published_are_refused(published):
     config = UViTConfig(channels=6, latitude=32, longitude=48, frame_kernel=3)
     with pytest.raises(ValueError, match="frame_kernel = 3"):
         convert.convert_parameters(published, config)
-    with pytest.raises(ValueError, match=r"no parameter embed_input\.proj\.weight"):
+    with pytest.raises(ValueError, match=r"missing embed_input\.proj\.weight; missing project_output\.proj\.weight"):
         convert.infer_config({"weight": np.zeros(3)}, 31, 48)
+
+
+def test_faults_of_a_file_are_listed_together(published):
+    """By `infer_config` those that sizes are read off, else by `convert_parameters`, of sizes read off the rest."""
+    missing = {"mid_blocks.0.attn_out.weight", "down_blocks.0.0.out_norm.bias", "project_output.proj.bias"}
+    faulty = {name: array for name, array in published.items() if name not in missing}
+    with pytest.raises(ValueError, match="missing mid_blocks") as raised:
+        convert.convert_parameters(faulty, convert.infer_config(faulty, 31, 48))
+    assert all(f"missing {name}" in str(raised.value) for name in missing)
+    assert "unknown" not in str(raised.value)
+    del faulty["learned_noise_cond"]
+    faulty["embed_input.proj.weight"] = np.zeros((32, 20))
+    with pytest.raises(ValueError, match=r"embed_input\.proj\.weight of 2 axes instead of 4") as raised:
+        convert.infer_config(faulty, 31, 48)
+    assert "missing learned_noise_cond" in str(raised.value)
 
 
 def test_prefix_is_found_or_asked_for():

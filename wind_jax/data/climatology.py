@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from wind_jax.command import command
 from wind_jax.data.forcings import day_fraction, day_of_year
 from wind_jax.data.store import Store, in_period, open_store
 from wind_jax.data.variables import Channel, channel, channels
@@ -155,7 +156,7 @@ def fit_climatology(store: Store, period: tuple[str, str] | None = None) -> Clim
     return Climatology(store.channels, store.grid, coefficients.astype(np.float32))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Command line: fit and save."""
     parser = argparse.ArgumentParser(prog="python -m wind_jax.data.climatology", description=main.__doc__)
     parser.add_argument("--data", required=True, help="path or URL of the archive")
@@ -171,4 +172,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -14,12 +14,12 @@ is missing. The archive is made in a folder beside its place and put there when 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from wind_jax.command import command
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics
 from wind_jax.data.pipeline import (
@@ -203,9 +203,8 @@ def _publish(folder: str, target: str) -> None:
     files.rm(root, recursive=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Command line: make an archive for training; what follows -- are options of Beam."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(prog="python -m wind_jax.data.prepare", description=main.__doc__)
     parser.add_argument("--data", required=True, help="path or URL of the archive to read")
@@ -218,23 +217,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounding", type=float, default=0.0, help="error allowed, in std of the 6 h change")
     parser.add_argument("--climatology", help="file of wind_jax.data.climatology, for the statistics")
     given = parser.parse_args(arguments[:split])
-    try:
-        statistics = prepare(
-            given.data,
-            given.out,
-            given.variables,
-            given.levels,
-            period=tuple(given.period) if given.period else None,
-            factor=given.coarsen,
-            chunk=given.chunk,
-            rounding=given.rounding,
-            climatology=given.climatology,
-            beam_options=arguments[split + 1 :],
-        )
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+    statistics = prepare(
+        given.data,
+        given.out,
+        given.variables,
+        given.levels,
+        period=tuple(given.period) if given.period else None,
+        factor=given.coarsen,
+        chunk=given.chunk,
+        rounding=given.rounding,
+        climatology=given.climatology,
+        beam_options=arguments[split + 1 :],
+    )
     print(f"{given.out}: {len(statistics.channels)} channels, with {STATISTICS}")
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from wind_jax.command import command
 from wind_jax.data.sigma import (
     GRAVITY,
     geopotential_to_pressure,
@@ -317,10 +318,12 @@ def simulate(out: str | Path, settings: Settings, keep_states: bool = False) -> 
             _seal(out, done, settings)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Runs `python -m wind_jax.data.speedy`."""
     default = Settings(days=1)
-    parser = argparse.ArgumentParser(description="Write a WeatherBench2-schema Zarr with the SPEEDY model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m wind_jax.data.speedy", description="Write a WeatherBench2-schema Zarr with the SPEEDY model."
+    )
     add = parser.add_argument
     add("--out", required=True, help="path of the Zarr")
     add("--days", required=True, type=int, help="days to write, after the spin-up")
@@ -338,4 +341,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

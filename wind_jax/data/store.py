@@ -41,16 +41,12 @@ class Store:
         channels: channels of every state read, in this order.
         grid: the horizontal grid.
         times: (n,) datetime64[ns], ascending; may have gaps.
-        in_memory: whether the states are held in memory.
         retries: patience with its server.
     """
 
-    def __init__(
-        self, path: str | Path, channels: Iterable[Channel], in_memory: bool = False, retries: Retries = RETRIES
-    ):
+    def __init__(self, path: str | Path, channels: Iterable[Channel], retries: Retries = RETRIES):
         self.path = str(path)
         self.channels = tuple(channels)
-        self.in_memory = in_memory
         self.retries = retries
         if not self.channels:
             raise ValueError(f"no channels selected from {self.path}")
@@ -72,10 +68,10 @@ class Store:
         self.grid = Grid(latitude[::-1] if self._flip else latitude, longitude[self._columns])
 
         self._fields = self._open_fields()
-        self._states = self._read_all() if in_memory else None
+        self._states: np.ndarray | None = None
 
     def __reduce__(self):
-        return Store, (self.path, self.channels, self.in_memory, self.retries)
+        return Store, (self.path, self.channels, self.retries)
 
     def __len__(self) -> int:
         return self.times.size
@@ -255,13 +251,18 @@ class Store:
             "choose a period or channels without missing data"
         )
 
-    def _read_all(self) -> np.ndarray:
-        self._states = None
+    def load(self) -> None:
+        """Reads all states now and keeps them, 4 bytes a value: random access to an archive with long chunks becomes
+        many times faster.
+
+        Raises:
+            ValueError: as `read`.
+        """
         states = np.empty((len(self), *self.grid.shape, len(self.channels)), np.float32)
         for block, values in self.blocks(np.arange(len(self)), "Reading the archive into memory"):
             states[block[0] : block[-1] + 1] = values
         states.flags.writeable = False
-        return states
+        self._states = states
 
 
 class JoinedStore(Store):
@@ -287,8 +288,7 @@ class JoinedStore(Store):
                     "or right after it; name archives in the order of their times, with a gap between them"
                 )
         self.path = ",".join(store.path for store in stores)
-        self.channels, self.grid, self.in_memory = first.channels, first.grid, first.in_memory
-        self.retries = first.retries
+        self.channels, self.grid, self.retries = first.channels, first.grid, first.retries
         self.times = np.concatenate([store.times for store in stores])
         self._states = None
         self._stores = tuple(stores)
@@ -312,6 +312,11 @@ class JoinedStore(Store):
 
         return finish
 
+    def load(self) -> None:
+        """As `Store.load`, of each archive."""
+        for store in self._stores:
+            store.load()
+
     def check_unchanged(self) -> None:
         """As `Store.check_unchanged`, of each archive."""
         for store in self._stores:
@@ -326,9 +331,7 @@ class JoinedStore(Store):
         return self._stores[0].static(name)
 
 
-def open_store(
-    path: str | Path, channels: Iterable[Channel], *, in_memory: bool = False, retries: Retries = RETRIES
-) -> Store:
+def open_store(path: str | Path, channels: Iterable[Channel], *, retries: Retries = RETRIES) -> Store:
     """Opens an archive and checks all of it that can be checked without reading fields.
 
     Credentials for s3:// are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, those for gs:// from
@@ -339,15 +342,13 @@ def open_store(
         path: directory, or gs://, s3://, http:// or https:// URL, of a Zarr of the WeatherBench2 schema; several of
             them, separated by commas, are joined in time.
         channels: channels wanted, from `variables.channels`.
-        in_memory: read all their states now and keep them (4 bytes a value), which makes random access to
-            an archive with long chunks many times faster.
         retries: patience with a server that fails or is slow.
 
     Raises:
         ValueError: nothing there or no answer, a variable or level is missing (what exists is listed), dimensions, grid
             or times are not as expected, packed integers.
     """
-    stores = [Store(part, channels, in_memory, retries) for part in str(path).split(",")]
+    stores = [Store(part, channels, retries) for part in str(path).split(",")]
     return stores[0] if len(stores) == 1 else JoinedStore(stores)
 
 

@@ -30,6 +30,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 
+from wind_jax.command import command
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store, open_store
@@ -371,7 +372,7 @@ def _non_negative(basis: Float[np.ndarray, "m k"], target: Float[np.ndarray, "m"
     return found / found.sum()
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """Command line: fit to an archive of training data, about a prior's climatology, and save."""
     parser = argparse.ArgumentParser(prog="python -m wind_jax.evaluation.kriging", description=main.__doc__)
     parser.add_argument("--data", required=True, help="path or URL of the archive")
@@ -389,4 +390,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -10,7 +10,6 @@ import base64
 import json
 import platform
 import string
-import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from typing import Any
 
 import xarray
 
+from wind_jax.command import command
 from wind_jax.evaluation import plots, scores
 from wind_jax.evaluation.figures import TITLES, date
 from wind_jax.evaluation.viewer import viewer
@@ -66,7 +66,10 @@ _FIGURES = {
     ),
     "signal": ("Signal kept", "Share of the imposed warming that each run keeps, against lead time."),
 }
-_METRICS = {"rmse": "RMSE", "crps": "CRPS", "spread_skill_ratio": "Spread/skill", "acc": "ACC"}
+METRICS = {
+    "rmse": "RMSE", "debiased_rmse": "RMSE of many members", "crps": "CRPS", "spread_skill_ratio": "Spread/skill",
+    "acc": "ACC",
+}  # fmt: skip
 _COMMAND = "python -m wind_jax.infer --config experiment.py"
 
 
@@ -163,7 +166,7 @@ def _scores(found: Sequence[scores.Record]) -> str:
     groups = list(dict.fromkeys((r["region"], r["lead_hours"]) for r in found))
     spans = {metric: sum(m == metric for m, _ in columns) for metric in metrics}
     head = "".join(
-        f'<th colspan="{n}" scope="colgroup">{escape(_METRICS.get(metric, metric))}</th>' for metric, n in spans.items()
+        f'<th colspan="{n}" scope="colgroup">{escape(METRICS.get(metric, metric))}</th>' for metric, n in spans.items()
     )
     names = ["Field", *(method.replace("_", " ").capitalize() for _, method in columns)]
     buttons = "".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in names)
@@ -209,7 +212,7 @@ def _row(key: tuple[str, int | None], cells: Mapping, columns: Sequence[tuple[st
             continue
         value = cells[column]["value"]
         mark = ' class="best"' if value == best.get(column[0]) else ""
-        shown = value * (how.factor if column[0] in ("rmse", "crps") else 1)
+        shown = value * (how.factor if cells[column]["unit"] == unit else 1)
         out.append(f'<td{mark} data-value="{value!r}">{shown:.4g}</td>')
     return "".join(out) + "</tr>"
 
@@ -301,19 +304,14 @@ def _again(config: Mapping[str, Any]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str]) -> None:
     """Command line: the folder of a run."""
     parser = argparse.ArgumentParser(
         prog="python -m wind_jax.evaluation.report", description=report.__doc__.split("\n")[0]
     )
     parser.add_argument("folder", type=Path, help="workdir of wind_jax.infer")
-    try:
-        print(report(parser.parse_args(argv).folder))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(report(parser.parse_args(argv).folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command(main)

@@ -8,15 +8,15 @@ dots), and `out/config.json`, the `UViTConfig` read off the shapes. Only the com
 
 import argparse
 import dataclasses
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from wind_jax.command import command
 from wind_jax.model.uvit import GEOMETRIES, UViT, UViTConfig
 
 # Published name -> ours, for the parameters of one block.
@@ -150,29 +150,31 @@ def infer_config(
       geometry: "paper" to compute what the published network computes.
 
     Raises:
-      ValueError: naming a parameter that such a network has and this one lacks.
+      ValueError: listing every parameter that sizes are read off and that is missing or has other axes.
     """
-
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in parameters:
-            raise ValueError(f"There is no parameter {name}; expected the names of the published WIND network.")
-        return parameters[name].shape
-
-    count = lambda form: next(i for i in itertools.count() if not any(n.startswith(form(i)) for n in parameters))
-    levels = count(lambda i: f"down_blocks.{i}.") + 1
-    depth = count(lambda i: f"mid_blocks.{i}.")
-    width, inputs, patch, _ = shape("embed_input.proj.weight")
-    widths = [width]
-    for i in range(levels - 1):
-        widths.append(4 * shape(f"down_blocks.{i}.{depth}.main.conv.conv.weight")[0])
+    parts = lambda prefix: len({n.removeprefix(prefix).split(".")[0] for n in parameters if n.startswith(prefix)})
+    levels = parts("down_blocks.") + 1
+    depth = max(parts("mid_blocks."), parts("down_blocks.0.") - 1)
+    shape = {name: np.shape(array) for name, array in parameters.items()}
+    resampling = [f"down_blocks.{i}.{depth}.main.conv.conv.weight" for i in range(levels - 1)]
+    axes = dict.fromkeys(("embed_input.proj.weight", "project_output.proj.weight", *resampling), 4)
+    axes["learned_noise_cond"] = len(shape.get("learned_noise_cond", "?")) or 1  # the last of any
+    if faults := [f"missing {name}" for name in axes if name not in shape] + [
+        f"{name} of {len(shape[name])} axes instead of {n}"
+        for name, n in axes.items()
+        if name in shape and len(shape[name]) != n
+    ]:
+        raise ValueError("These are not the parameters of a published WIND network: " + "; ".join(faults) + ".")
+    width, inputs, patch, _ = shape["embed_input.proj.weight"]
+    widths = [width, *(4 * shape[name][0] for name in resampling)]
     firsts = [f"down_blocks.{i}.0" for i in range(levels - 1)] + ["mid_blocks.0"]
     blocks = ["transformer" if f"{first}.q_norm.weight" in parameters else "res" for first in firsts]
     heads = [
-        width // shape(f"{first}.q_norm.weight")[0]
+        width // shape[f"{first}.q_norm.weight"][0]
         for width, block, first in zip(widths, blocks, firsts)
         if block == "transformer"
     ]
-    channels = shape("project_output.proj.weight")[1]
+    channels = shape["project_output.proj.weight"][1]
     return UViTConfig(
         channels=channels,
         latitude=latitude,
@@ -183,7 +185,7 @@ def infer_config(
         blocks=tuple(blocks),
         depth=depth,
         heads=heads[0] if heads else 1,
-        embedding=shape("learned_noise_cond")[-1],
+        embedding=shape["learned_noise_cond"][-1],
         geometry=geometry,
     )
 
@@ -209,7 +211,10 @@ def strip_prefix(parameters: Mapping[str, np.ndarray], prefix: str | None = None
 
 def read_torch(path: str) -> dict[str, np.ndarray]:
     """All tensors of a PyTorch file as float32 by names joined by dots. Runs no code of the file."""
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("A PyTorch file needs the package torch to be read: pip install torch") from error
 
     tensors = {}
 
@@ -231,7 +236,7 @@ def write(folder: Path, parameters: dict, config: UViTConfig) -> None:
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str]) -> None:
     """The command; see the module's description."""
     parser = argparse.ArgumentParser(prog="python -m wind_jax.model.convert", description=__doc__.split("\n")[0])
     parser.add_argument("weights", help="PyTorch file of the released weights")
@@ -247,4 +252,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -28,9 +28,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, space: int = 1, devices: list[jax.D
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1:
+    if data == -1 and min(fsdp, space) > 0:
         data = len(devices) // (fsdp * space)
-    if data < 1 or data * fsdp * space != len(devices):
+    if min(data, fsdp, space) < 1 or data * fsdp * space != len(devices):
         raise ValueError(
             f"mesh data={data} x fsdp={fsdp} x space={space} needs {data * fsdp * space} devices; "
             f"there are {len(devices)}."

@@ -1,0 +1,51 @@
+"""Commands end bad input with one paragraph."""
+
+import subprocess
+import sys
+
+import pytest
+
+from wind_jax.command import command
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, 0), (ValueError, 2), (ImportError, 2), (OSError, 1), (FloatingPointError, 1)]
+)
+def test_what_ends_a_command(monkeypatch, capsys, error, status):
+    def run(argv):
+        if error:
+            raise error(f"Unknown {argv}.")
+
+    monkeypatch.setattr(sys, "argv", ["program", "x"])
+    with pytest.raises(SystemExit) as ended:
+        command(run)
+    assert ended.value.code == status
+    assert capsys.readouterr().err == ("error: Unknown ['x'].\n" if error else "")
+
+
+def test_a_defect_shows_where_it_is():
+    with pytest.raises(TypeError):
+        command(lambda argv: len(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "named"),
+    [
+        ("data.speedy", "--out x.zarr --days 0", "days 0"),
+        ("data.climatology", "--data nowhere.zarr --out x.npz", "nowhere.zarr"),
+        ("evaluation.kriging", "--data nowhere.zarr --out x.json", "nowhere.zarr"),
+        ("evaluation.report", "nowhere", "nowhere"),
+        ("data.prepare", "--data nowhere.zarr --out x.zarr", ""),  # or that Beam is not installed
+        ("model.convert", "nowhere.pt out", ""),  # or PyTorch
+        ("evaluate", "--forecast nowhere.zarr --truth nowhere.zarr", "nowhere.zarr"),
+        ("infer", "--config nowhere.py", "nowhere.py"),
+        ("train", "--config nowhere.py", "nowhere.py"),
+    ],
+)
+def test_every_command_ends_so(module, arguments, named, tmp_path):
+    line = [sys.executable, "-m", f"wind_jax.{module}", *arguments.split()]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode in (1, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert named in done.stderr
