@@ -3,7 +3,8 @@
     python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
     launch/tpu.sh ... --config experiments/era5_1p5deg.py
 
-Differs from `speedy.py` by data and size, and by what size asks for (memory, step count, mesh) alone. The paper's
+Differs from `speedy.py` by data and size, and by what size asks for: memory (bfloat16, remat), mesh, step count with
+its learning rate and warm-up, intervals; `embedding` is that of the published network. The paper's
 4 heads are 256 and 512 wide, more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
 Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
 """
@@ -31,7 +32,6 @@ def get_config() -> ConfigDict:
     c.model.depth = 4
     c.model.embedding = 64
     c.model.remat = True
-    c.model.remat_keeps = "nothing"  # or "dots"
     c.model.dtype = "bfloat16"
 
     c.optimizer.learning_rate = 1e-4

@@ -37,7 +37,7 @@ from wind_jax.evaluation.figures import HEADLINE
 from wind_jax.prior import Prior, apply, graph, load_prior
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
-from wind_jax.progress import Progress
+from wind_jax.progress import Progress, track
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import area_weights, zonal_spectrum
 from wind_jax.training.specialist import estimate
@@ -119,7 +119,7 @@ class Solver:
     def deviation(self) -> dict[str, np.ndarray]:
         """By method, root mean square of its errors between the cases, (1, h, 1, c), model units."""
         errors = defaultdict(list)
-        for case in range(1, len(self.problem.starts)):
+        for case in track(range(1, len(self.problem.starts)), "errors between the cases", unit="case"):
             truth = self.statistics.normalize(self.between.states(case, 0, self.prior.frames))
             for method, field in self.fields(self.between, case).items():
                 errors[method].append(field - truth)

@@ -21,5 +21,7 @@ def get_config() -> ConfigDict:
     c.task.error = 0.02  # standard deviation of the means' error, as a fraction of the channel's
     c.task.variables = ()  # given ones, empty: all
 
+    c.sampler.start = 0.98
     c.guidance.mmps.iterations = 4
+    c.guidance.mmps.solver = "gmres"  # CG diverges on the Jacobian of a learned denoiser at t > 0.7: docs/guidance.md
     return c

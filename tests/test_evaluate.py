@@ -276,6 +276,10 @@ def test_missing_values_are_masked_and_counted(paths, tmp_path):
         weights = np.where(np.isfinite(e), np.diff(np.sin(EDGES))[:, None], 0)
         squares.append((weights * np.nan_to_num(e) ** 2).sum() / weights.sum())
     assert found[*key, "rmse"]["value"] == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
+    holes["2m_temperature"][:, :, 2] = np.nan  # a lead time of every start
+    with pytest.warns(UserWarning, match=r"5 of the fields have no score.*: 2m_temperature at 18 h, global; "):
+        left = score(paths, forecast=save(holes, tmp_path / "lead.zarr"))
+    assert ("global", "2m_temperature", None, 18, "rmse") not in left
     holes["geopotential"][..., 0, :, :] = np.nan
     with pytest.raises(
         ValueError, match=r"forecast .*none.zarr and the truth .* no values in common of .*potential_500"

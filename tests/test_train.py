@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import jax
@@ -155,6 +156,39 @@ def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_bat
     train(c)
     assert "resumed from step 16" in capsys.readouterr().out
     same_training(tmp_path, finished)
+
+
+def test_sigterm_ends_a_wait_for_data(archive, finished, tmp_path, monkeypatch, capsys):
+    """Of a batch that never comes; the steps before it are saved, and the run goes on from there."""
+    preemption = threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM))
+
+    class Stalled:
+        def __init__(self, batches):
+            self.given, self.batches = 0, batches
+
+        def __next__(self):
+            self.given += 1
+            if self.given == 11:  # fetched while step 10 runs
+                preemption.start()
+                threading.Event().wait(60)
+            return next(self.batches)
+
+        def get_state(self):
+            return self.batches.get_state()
+
+        def set_state(self, state):
+            self.batches.set_state(state)
+
+    monkeypatch.setattr("wind_jax.train.iter", lambda batches: Stalled(iter(batches)), raising=False)
+    c, began = config(archive, tmp_path), time.monotonic()
+    train(c)
+    assert time.monotonic() - began < 60
+    assert "SIGTERM: saved step 10" in capsys.readouterr().out
+    monkeypatch.undo()
+    train(c)
+    assert "resumed from step 10" in capsys.readouterr().out
+    ours, theirs = ({r["step"]: r["loss"] for r in metrics(path) if "loss" in r} for path in (tmp_path, finished))
+    assert ours[24] == pytest.approx(theirs[24], rel=1e-4)
 
 
 def poison(batch):

@@ -17,6 +17,7 @@ A cell without a value on one side does not count; `missing` is the share of the
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
     hours = whole(leads / np.timedelta64(1, "h"))
     blocks = {variable: lead_blocks(forecast, variable, levels, len(leads)) for variable, levels in chosen.items()}
     found: list[scores.Record] = []
+    empty: list[str] = []  # fields without a score
     with Progress("scoring", len(starts) * sum(map(len, blocks.values())), unit="block") as bar:
         for variable, levels in chosen.items():
             channels = [Channel(variable, level, forecast.units(variable)) for level in levels]
@@ -80,12 +82,22 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
                     bar.update()
                 cases.append({name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]})
             gone = np.min([case["missing"] for case in cases], axis=(0, 1, 2)) > 1 - 1e-6
-            if empty := [channel.key for channel, lost in zip(channels, gone) if lost]:
-                raise ValueError(f"The {forecast.name} and the {truth.name} have no values in common of {empty}.")
+            if nowhere := [channel.key for channel, lost in zip(channels, gone) if lost]:
+                raise ValueError(f"The {forecast.name} and the {truth.name} have no values in common of {nowhere}.")
             for i, region in enumerate(boxes):
                 here = [{name: value[i] for name, value in case.items()} for case in cases]
                 method = Path(options.forecast).stem
-                found += scores.records(method, here, channels, members, hours, region, asked)
+                some = scores.records(method, here, channels, members, hours, region, asked)
+                scored = {(r["level"], r["lead_hours"]) for r in some}
+                every = ((channel, hour) for channel in channels for hour in hours)
+                empty += [f"{c.key} at {hour} h, {region}" for c, hour in every if (c.level, hour) not in scored]
+                found += some
+    if empty and found:
+        warnings.warn(
+            f"{len(empty)} of the fields have no score, as they have no value in common or none is defined there: "
+            + "; ".join(empty[:5] + ["..."] * (len(empty) > 5)),
+            stacklevel=2,
+        )
     if not found:
         raise ValueError(
             f"{', '.join(wanted)} are undefined in {', '.join(boxes)}: spectra are of whole latitude circles."

@@ -45,7 +45,7 @@ from wind_jax.prior import Prior, load_prior
 from wind_jax.problems.diagnosis import diverged, plausible, realism_record, weights_lines, write_weights
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
-from wind_jax.progress import Progress
+from wind_jax.progress import Progress, track
 from wind_jax.results import ForecastFile, Position, results
 from wind_jax.rollout import Guide, check_guide, make_chain, over_devices, rollout
 from wind_jax.sphere import area_weights
@@ -318,7 +318,7 @@ def score(
     deviation = s.covariance and s.covariance.deviation(truth.grid)[None]
     cases: dict[str, list[scores.Moments]] = {}
     members: dict[str, int] = {}
-    for case, begin in enumerate(truth.starts):
+    for case, begin in enumerate(track(truth.starts, "scoring", unit="case")):
         parts: dict[str, list[scores.Moments]] = {}
         for lead in blocks(len(truth.leads), truth.chunk):
             y, normal = truth.read(case, lead), fitted.at(begin + truth.leads[lead])

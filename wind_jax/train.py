@@ -261,18 +261,20 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         stack.enter_context(checkpointer)
         writer = stack.enter_context(futures.ThreadPoolExecutor(1))
         stack.enter_context(log or contextlib.nullcontext())
-        termination = stack.enter_context(processes.Termination())
+        termination = processes.Termination()
         bar = Progress("training", c.optimizer.steps, unit="step", shown=main_process)
         stack.enter_context(bar).update(start)
         waits: list[float] = []
 
         def fetch() -> dict[str, jax.Array]:
             asked_for = time.monotonic()
-            batch = next(batches)
+            with termination.waiting():
+                batch = next(batches)
             waits.append(time.monotonic() - asked_for)
             return {"asked": put_flag(mesh, termination.asked)} | put(batch)
 
         ahead = fetch()
+        stack.enter_context(termination)
         while step < c.optimizer.steps and not ending:
             step += 1
             if step in profiled[:1]:
@@ -282,10 +284,13 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             asked_before, asked = asked, metrics.pop("asked")
             recent.append(metrics)
             position = batches.get_state()
-            if step < c.optimizer.steps:
-                ahead = fetch()  # while the step runs
+            try:
+                if step < c.optimizer.steps:
+                    ahead = fetch()  # while the step runs
+            except processes.Termination.Interruption:
+                ending = True
             # Waits for the step before: two under way keep the device busy, more would fill its memory with batches.
-            ending = bool(asked_before)
+            ending |= bool(asked_before)
             if step in profiled[1:]:
                 jax.block_until_ready(metrics)
                 jax.profiler.stop_trace()
@@ -326,6 +331,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
                 checkpointer.save(step, state, {"batches": position, "seconds": seconds()})
                 export(step)
                 logged = time.monotonic()
+        if profiled and profiled[0] <= step < profiled[1]:  # stopped meanwhile
+            jax.profiler.stop_trace()
         if start >= c.optimizer.steps:  # this run may have been killed before its last export, or that have failed
             export(step)
         checkpointer.settle()

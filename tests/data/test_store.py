@@ -102,6 +102,14 @@ def test_memory_and_pickle(tmp_path, dataset, states, loaded):
     np.testing.assert_array_equal(several, states[[[7, 8], [0, 1], [7, 8]]])
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_archive_that_was_not_finished_is_named(tmp_path, dataset, zarr_format):
+    path = synthetic.write(dataset.assign_attrs(complete=False), tmp_path / "a.zarr", zarr_format)
+    with pytest.warns(UserWarning, match=r"a\.zarr is not complete"):
+        open_store(path, CHANNELS)
+    open_store(synthetic.write(dataset.assign_attrs(complete=True), tmp_path / "b.zarr", zarr_format), CHANNELS)
+
+
 def test_large_values_are_finite(tmp_path, dataset):
     path = synthetic.write(dataset.assign(geopotential=dataset["geopotential"] * 1e30), tmp_path / "a.zarr")
     assert open_store(path, CHANNELS).read(3, 4).max() > 1e30

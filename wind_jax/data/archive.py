@@ -96,6 +96,14 @@ class Archive:
                 f"no Zarr archive at {self._where}: "
                 "expected a directory or URL that holds zarr.json, .zmetadata or .zgroup"
             )
+        group = self._documents.get(".zmetadata", {}).get("metadata", {}).get(".zattrs")
+        group = group or self._documents.get("zarr.json", {}).get("attributes") or {}
+        if group.get("complete") is False:  # as wind_jax.data.speedy says
+            warnings.warn(
+                f"{path} is not complete: the command that writes it was stopped, or goes on; what is there is taken. "
+                "The same command again completes it.",
+                stacklevel=2,
+            )
         self._context = retries.context()
         self._checked = time.monotonic()
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -93,13 +93,34 @@ class Termination(contextlib.AbstractContextManager):
     That all processes of a job end after the same step is decided on the devices: the answer travels with the batch.
     """
 
+    class Interruption(Exception):
+        """SIGTERM came while a process that is alone waited."""
+
+    def __init__(self):
+        self.asked = self._alone_and_waiting = False
+
     def __enter__(self) -> "Termination":
-        self.asked = False
         self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may take long, such as a read: SIGTERM ends it, unless other processes would miss this one.
+
+        Raises:
+            Interruption: so that it has ended.
+        """
+        self._alone_and_waiting = jax.process_count() == 1
+        try:
+            yield
+        finally:
+            self._alone_and_waiting = False
+
     def _ask(self, *_: object) -> None:
         self.asked = True
+        if self._alone_and_waiting:
+            self._alone_and_waiting = False
+            raise self.Interruption
