@@ -38,8 +38,10 @@ def get_config() -> ConfigDict:
     c.sampler.name = "ddim"  # or "euler", "heun"
     c.sampler.steps = 20
     c.sampler.start = 0.98
+    c.sampler.end = 0.4  # the last time above 0, see docs/demo_prior.md; 0: of equal steps
     c.sampler.eta = 0.0
     c.sampler.corrections = 0  # Langevin steps after each
 
     c.figures = True
+    c.globe = ()  # latitude and longitude above which maps see the Earth, with cartopy; empty: all of it, flat
     return c

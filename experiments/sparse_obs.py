@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     c.sampler.name = "ddim"  # or "euler", "heun"
     c.sampler.steps = 24
     c.sampler.start = 0.9
+    c.sampler.end = 0.3  # the last time above 0, see docs/demo_prior.md; 0: of equal steps
     c.sampler.eta = 0.0
     c.sampler.corrections = 0  # Langevin steps after each
 
@@ -57,4 +58,5 @@ def get_config() -> ConfigDict:
     c.guidance.tds = ConfigDict({"threshold": 0.5, "spread": 1.0})  # report.json: its effective sample size
 
     c.figures = True
+    c.globe = ()  # latitude and longitude above which maps see the Earth, with cartopy; empty: all of it, flat
     return c

@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     c.task.variables = ()  # given ones, empty: all
 
     c.sampler.start = 0.98
+    c.sampler.end = 0.0  # only at low noise is what is given met to its error
     c.guidance.mmps.iterations = 4
     c.guidance.mmps.solver = "gmres"  # CG diverges on the Jacobian of a learned denoiser at t > 0.7: docs/guidance.md
     return c

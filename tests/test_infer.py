@@ -469,7 +469,7 @@ def test_packaged_files_are_named_when_missing():
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(runs, inputs, tmp_path, monkeypatch):
-    """Killed in the second case between two windows: the same ensemble, and nothing is drawn twice."""
+    """Killed in the second case between two windows, then at its figures: the same ensemble, nothing drawn twice."""
     c = load(inputs, "forecast", tmp_path / "run")
     drawn = []
 
@@ -486,6 +486,9 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(runs, inputs, tmp_path, monk
             run_with_waves(c)
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".partial"]
 
+    def stopped(*_):
+        raise KeyboardInterrupt
+
     def counting(*args):
         for frames in rollout(*args):
             drawn.append(1)
@@ -493,8 +496,12 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(runs, inputs, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(infer, "rollout", counting)
-        run_with_waves(c)
+        patch.setattr(infer.figures, "draw", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run_with_waves(c)
+    run_with_waves(c)
     assert len(drawn) == 4
+    assert (tmp_path / "run" / "report.html").exists()
     xarray.testing.assert_identical(posterior(tmp_path / "run"), posterior(runs["forecast"]))
     assert not (tmp_path / "run" / ".partial").exists()
 

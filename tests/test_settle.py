@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from flax import nnx
 
-from experiments import settle
+from experiments import settle, solver_study
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
@@ -141,3 +141,18 @@ def test_from_archive_to_page(arguments, monkeypatch):
     c.sampler.steps = 3
     settle.main(arguments)  # of another task all of it is
     assert json.loads((folder / "temporal_downscaling.json").read_text())["cases"][1:] != found["cases"][1:]
+
+
+def test_the_study_of_solvers_compares_each_with_the_prior(arguments, tmp_path):
+    """An untrained network gives the climatology whatever it is shown, and has no Jacobian to be guided by."""
+    chosen = dict(argument.removeprefix("--config.").split("=", 1) for argument in arguments)
+    (tmp_path / "page.md").write_text("<!-- solvers -->\n<!-- end of solvers -->\n")
+    small = {"prior": chosen["prior"], "path": chosen["path"], "docs": tmp_path / "page.md", "cases": 1}
+    small |= {"times": (0.5, 0.1), "iterations": (1,)}
+    solver_study.main([f"--config.{key}={value}" for key, value in small.items()])
+    heading, _, *rows = (tmp_path / "page.md").read_text().splitlines()[1:5]
+    assert heading == "| t | E[x given x_t] | CG, 1 | GMRES, 1 |"
+    (noisy, *found), (clear, *again) = ([float(cell) for cell in row.strip("| ").split(" | ")] for row in rows)
+    assert (noisy, clear) == (0.5, 0.1)
+    assert found[0] > 1
+    assert found == again == [found[0]] * 3

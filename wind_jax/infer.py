@@ -116,6 +116,11 @@ def infer(c: ConfigDict) -> None:
                 f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
 
+    if centre := tuple(c.globe) or None:
+        latitude, longitude = centre
+        if not (-90 <= latitude <= 90 and -360 <= longitude <= 360):
+            raise ValueError(f"config.globe is {centre}, expected (latitude, longitude) in degrees, or nothing.")
+
     content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
     content["members_at_once"] = len(batches[0])  # by memory, unless given: a position holds for this many
     identity = {**json.loads(configuration.to_json(c)), "fingerprint": content}
@@ -198,10 +203,10 @@ def infer(c: ConfigDict) -> None:
             )
             keep = {"land_sea_mask": land.values} | ({} if ground is None else {"geopotential_at_surface": ground})
             figures.keep_static(folder, keep, prior.grid)
-            for name, figure in figures.draw(c.task.name, folder, found, land, ground).items():
+            for name, figure in figures.draw(c.task.name, folder, found, land, ground, centre).items():
                 figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
             if len(leads) >= 8:
-                figures.film(folder, land, folder / "figures" / "animation.gif")
+                figures.film(folder, land, folder / "figures" / "animation.gif", centre)
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]

@@ -31,6 +31,7 @@ class Chain(NamedTuple):
     steps: int = 32
     start: float = 0.98
     step: Step | None = None
+    end: float = 0.0
 
 
 class Guide(NamedTuple):
@@ -52,6 +53,7 @@ def make_chain(
     name: str = "ddim",
     steps: int = 32,
     start: float = 0.98,
+    end: float = 0.0,
     eta: float = 0.0,
     corrections: int = 0,
     snr: float = 0.1,
@@ -62,6 +64,7 @@ def make_chain(
         name: "ddim", "ddpm", "euler" or "heun".
         steps: of the time grid.
         start: its first time.
+        end: its last time above 0, see `time_grid`.
         eta: fresh noise of "ddim", from 0 (none) to 1 (ancestral sampling, "ddpm").
         corrections: Langevin steps after each step.
         snr: their length, see `predictor_corrector`.
@@ -73,9 +76,9 @@ def make_chain(
         raise ValueError(f"Unknown sampler {name!r}: expected one of {', '.join(_STEPS)}.")
     if name != "ddim" and eta:
         raise ValueError(f"The sampler {name!r} has no eta to choose: it must be 0, got {eta}.")
-    time_grid(steps, start=start)  # checks both
+    time_grid(steps, start=start, end=end)  # checks them
     step = ddim(1.0 if name == "ddpm" else eta) if name.startswith("dd") else _STEPS[name]()
-    return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step)
+    return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step, end)
 
 
 def window_frames(windows: int, frames: int, overlap: int) -> int:
@@ -181,7 +184,7 @@ def _draw(
 ) -> tuple[Array, Weights | None]:
     """One window (b, t, h, w, c) whose first frames may be known; and of TDS, what became of the members."""
     given = range(0 if known is None else known.shape[1])
-    grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start)
+    grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start, end=chain.end)
     known = None if known is None else known_window(known, prior.frames)
     x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
     denoiser = prior.denoiser(inputs)

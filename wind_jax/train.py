@@ -152,6 +152,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         for name, size in (sizes | {"all of these": sum(sizes.values())}).items():
             say(f"predicted: {size / 2**30:8.3f} GiB of {name}")
         row, ahead = 4 * (x.size + inputs.size) / c.batch_size, max(c.data.workers, LEAST_THREADS) + 1
+        beside = sizes["a batch"] * (1 + max(c.validation.windows // c.batch_size, 1))
+        say(f"beside the step: {beside / 2**30:8.3f} GiB of the batch ahead and those of validation")
         say(f"host: {ahead * row / 2**30:8.3f} GiB of {ahead} batches, for each of their rows that a process reads")
         say("compiling, which takes minutes ...")
         with jax.set_mesh(mesh):

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wind_jax.diffusion.denoiser import expand_like
+from wind_jax.diffusion.samplers import ddim, euler, sample
 from wind_jax.diffusion.schedule import SCHEDULES, time_grid
 
 
@@ -32,3 +34,19 @@ def test_time_grid_columns():
     np.testing.assert_allclose(grid[:, 1], [0.8, 0.6, 0.4, 0.2, 0.0], rtol=1e-6)
     assert grid[-1, 1] == 0
     np.testing.assert_array_equal(time_grid(4, start=0.8), grid[:, 1])
+    ended = np.asarray(time_grid(4, frames=2, known=(0,), start=0.8, end=0.5))
+    np.testing.assert_allclose(ended, [[0, 0.8], [0, 0.7], [0, 0.6], [0, 0.5], [0, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "end"), [(4, 0.8), (4, 0.9), (4, -0.1), (1, 0.5)])
+def test_time_grids_that_do_not_end_are_refused(steps, end):
+    with pytest.raises(ValueError, match=f"below its start, by two steps or more; got {end} by {steps}"):
+        time_grid(steps, start=0.8, end=end)
+
+
+def test_a_chain_that_ends_early_gives_the_estimate_of_that_time():
+    """Of a constant denoiser that tells its time, its last call's; whatever the step."""
+    denoiser = lambda x_t, t: jnp.full_like(x_t, 1) * expand_like(t, x_t)
+    for step in (ddim(), euler()):
+        x = sample(denoiser, jnp.ones((2, 3)), time_grid(4, start=0.8, end=0.5), SCHEDULES["rectified"](), step)
+        np.testing.assert_allclose(x, 0.5, atol=2e-3)

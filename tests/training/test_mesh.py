@@ -10,11 +10,13 @@ from jax.sharding import PartitionSpec as P
 
 from wind_jax import config as configuration
 from wind_jax.diffusion.denoiser import make_denoiser
+from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.loss import diffusion_forcing_loss
 from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import apply, graph
+from wind_jax.tasks.observation import Observation
 from wind_jax.training.mesh import (
     batch_sharding,
     check_batch,
@@ -60,6 +62,9 @@ def test_sharded_bytes_fall_by_the_fsdp_factor():
 def test_mesh_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="needs 12 devices; there are 8"):
         make_mesh(data=3, fsdp=4)
+    for wrong in ({"fsdp": 0}, {"data": -2, "fsdp": -4}):
+        with pytest.raises(ValueError, match=f"fsdp={wrong['fsdp']} .* there are 8"):
+            make_mesh(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_nothing_large_is_replicated(experiment):
 
 @functools.cache
 def computed(shape):
-    """Loss, its gradient and a sampled ensemble of a small network, on a mesh."""
+    """Loss, its gradient and a sampled and guided ensemble of a small network, on a mesh."""
     mesh = make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
     graphdef, schedule = graph(TINY), rectified()
     normal = np.random.default_rng(2).normal
@@ -140,7 +145,9 @@ def computed(shape):
         )
         keys = member_keys(jax.random.key(2), 8)
         x_init = initial(keys, (3, 8, 32, 3), grid[0], schedule, known=batch["x"][0])
-        ensemble = sample(make_denoiser(network(params), schedule), x_init, grid, schedule)
+        coarse = Observation(lambda x: x.reshape(3, 8, 8, 4, 3).mean(3), jnp.ones((3, 8, 8, 3)), 0.1)
+        guided = guide(make_denoiser(network(params), schedule), coarse, schedule, iterations=2)
+        ensemble = sample(guided, x_init, grid, schedule)
         return jax.value_and_grad(loss)(params), ensemble
 
     shardings = (None, parameter_sharding(mesh, params)), batch_sharding(mesh)

@@ -67,31 +67,37 @@ SCHEDULES = {"rectified": rectified, "cosine": cosine, "vp": vp, "ve": ve}
 
 
 def time_grid(
-    steps: int, frames: int | None = None, known: Sequence[int] = (), start: float = 0.98
+    steps: int, frames: int | None = None, known: Sequence[int] = (), start: float = 0.98, end: float = 0.0
 ) -> Float[Array, "..."]:
-    """Equal steps from `start` down to 0.
+    """Equal steps from `start` down to 0, or down to `end` and from there to 0 at once.
 
     Chains start a little below 1 because gamma = sigma^2 / alpha, the weight of guidance, grows without bound
-    there.
+    there. An `end` above 0 leaves out the low noise at which a network tells small scales from noise no more: the
+    sample is then its x0_hat of that time.
 
     Args:
         steps: Number of steps of the sampler.
         frames: Number of frames of the video; None gives one time for all frames.
         known: Indices of the frames that are known; their columns are 0. Negative ones count from the end.
         start: Time of the first row.
+        end: Time of the last row but one; 0 leaves it to equal steps.
 
     Returns:
         `(steps + 1,)`, or `(steps + 1, frames)` where `frames` is given.
 
     Raises:
-        ValueError: Fewer than one step, `start` outside (0, 1], or known frames without `frames` or out of
-            range.
+        ValueError: Fewer than one step, `start` outside (0, 1], an `end` that is not below it or of fewer than two
+            steps, or known frames without `frames` or out of range.
     """
     if steps < 1:
         raise ValueError(f"A time grid needs at least one step, got steps={steps}.")
     if not 0 < start <= 1:
         raise ValueError(f"A time grid starts in (0, 1], got start={start}.")
-    times = np.linspace(start, 0.0, steps + 1)
+    if end and not (0 < end < start and steps > 1):
+        raise ValueError(
+            f"A time grid ends in [0, {start}), below its start, by two steps or more; got {end} by {steps}."
+        )
+    times = np.append(np.linspace(start, end, steps), 0.0) if end else np.linspace(start, 0.0, steps + 1)
     if frames is None:
         if len(known):
             raise ValueError(f"Known frames {tuple(known)} need a grid with one column a frame: give frames.")

@@ -89,6 +89,7 @@ def draw(
     found: Sequence[scores.Record],
     land: xarray.DataArray,
     ground: Float[np.ndarray, "h w"] | None = None,
+    centre: tuple[float, float] | None = None,
 ) -> dict:
     """The figures of a task, by name.
 
@@ -98,13 +99,14 @@ def draw(
         found: its scores.
         land: (latitude, longitude) mask, for coasts.
         ground: geopotential at the surface in m2 s-2, for the dry mass of forecasts; None draws none.
+        centre: of maps, as for `plots.ensemble_maps`.
     """
     if task == "warming":
         return storyline(folder)
     if task == "forecast":
-        drawn = forecast(folder, found, land)
+        drawn = forecast(folder, found, land, centre)
     else:
-        drawn = reconstruction(folder, found, land, TITLES.get(task, "Posterior"))
+        drawn = reconstruction(folder, found, land, TITLES.get(task, "Posterior"), centre)
     drawn |= {"spectra": spectra(folder), "ranks": ranks(folder), "point": point(folder)}
     if task == "forecast" and ground is not None and (mass := dry_mass(folder, ground)):
         drawn["drift"] = plots.drift(mass, "Drift of the dry-air mass")
@@ -120,7 +122,13 @@ TITLES = {
 }
 
 
-def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, title: str) -> dict:
+def reconstruction(
+    folder: Path,
+    found: Sequence[scores.Record],
+    land: xarray.DataArray,
+    title: str,
+    centre: tuple[float, float] | None,
+) -> dict:
     """By name: maps of the middle frame, and the error of every channel beside that of each other method."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     middle = data.sizes["prediction_timedelta"] // 2
@@ -135,12 +143,14 @@ def reconstruction(folder: Path, found: Sequence[scores.Record], land: xarray.Da
         ("method", "channel"),
     )
     return {
-        "reconstruction": plots.ensemble_maps(rows, land, f"{title}, {when}"),
+        "reconstruction": plots.ensemble_maps(rows, land, f"{title}, {when}", centre=centre),
         "scores": plots.skill_dots(ratios, "Error against climatology"),
     }
 
 
-def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArray) -> dict:
+def forecast(
+    folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, centre: tuple[float, float] | None
+) -> dict:
     """By name: error and spread by lead time, and maps at days 1, 3 and 5."""
     data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
     hours = lead_hours(data["prediction_timedelta"].values)
@@ -162,7 +172,9 @@ def forecast(folder: Path, found: Sequence[scores.Record], land: xarray.DataArra
     when = date(data["time"][0].values)
     return {
         "errors": plots.lead_curves(panels, "Ensemble forecast: error and spread by lead time"),
-        "forecast": plots.ensemble_maps(rows, land, f"{plots.name(variable, level)}, forecast from {when}"),
+        "forecast": plots.ensemble_maps(
+            rows, land, f"{plots.name(variable, level)}, forecast from {when}", centre=centre
+        ),
     }
 
 
@@ -278,20 +290,21 @@ def dry_mass(folder: Path, ground: Float[np.ndarray, "h w"]) -> xarray.Dataset |
     )
 
 
-def film(folder: Path, land: xarray.DataArray, path: Path) -> None:
+def film(folder: Path, land: xarray.DataArray, path: Path, centre: tuple[float, float] | None = None) -> None:
     """Writes the first case as an animation: truth, posterior mean and a member of the first of `HEADLINE`.
 
     Args:
         folder: of the run.
         land: (latitude, longitude) mask, for coasts.
         path: of the GIF.
+        centre: of maps, as for `plots.ensemble_maps`.
     """
     truth = _open(folder, "truth").isel(time=0)
     variable, level = headline(truth, 1)[0]
     shown = fields(folder, variable, level, slice(None))[["truth", "mean", "member_1"]]
     times = (truth["time"] + truth["prediction_timedelta"]).values
     shown = shown.rename(prediction_timedelta="time").assign_coords(time=times)
-    animate(shown.assign_attrs(level=level), land, path)
+    animate(shown.assign_attrs(level=level), land, path, centre=centre)
 
 
 def _open(folder: Path, name: str) -> xarray.Dataset | None:

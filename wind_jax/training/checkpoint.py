@@ -44,7 +44,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 if not os.access(self.directory, os.W_OK):
                     raise PermissionError(f"no permission to write in {self.directory}")
             self._manager = self._open(cleanup=True)
-        except OSError as error:
+        except (OSError, ImportError) as error:  # of a bucket, whose package is an extra
             raise ValueError(f"workdir {self.directory!r} is not writable: {error}.") from error
         self._check_config()
 
