@@ -56,10 +56,10 @@ forecast: venv ## an ensemble forecast, by the packaged prior
 skill: venv ## the tables of docs/skill.md and README.md, from every task
 	$(PY) -m experiments.skill
 
-bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and loading; CONFIG=experiments/...
-	$(PY) benchmarks/train_step.py --config $(CONFIG)
-	$(PY) benchmarks/sample.py --config $(CONFIG)
-	$(PY) benchmarks/guidance.py --config $(CONFIG)
+bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and loading; CONFIG=experiments/... ARGS="--config.mesh.data=-1 ..."
+	$(PY) benchmarks/train_step.py --config $(CONFIG) $(ARGS)
+	$(PY) benchmarks/sample.py --config $(CONFIG) $(ARGS)
+	$(PY) benchmarks/guidance.py --config $(CONFIG) $(ARGS)
 	$(PY) benchmarks/data.py
 
 clean: ## remove what the targets above made, except runs/ and data/

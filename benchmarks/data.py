@@ -138,6 +138,7 @@ with tempfile.TemporaryDirectory(prefix="wind_jax-bench-") as folder:
         spread = lambda values: np.quantile(values, [0, 0.5, 1], axis=0).T.round(3).tolist()
         result[state] = {
             name: dict(zip(("ms", "processor_ms"), spread(1e3 * np.array(values) / count)))
+            | {"windows_per_s": count / np.median(values, axis=0)[0]}
             | {"MB_per_s": count * megabytes / np.median(values, axis=0)[0]}
             for name, values in taken.items()
         }

@@ -165,13 +165,14 @@ def power(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return (by_row * weights[:, 0]).mean((0, 1, -1))
 
 
-def moments(x: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, list[float]]:
-    """Squared error, CRPS and variance of one case, by channel."""
-    fields, y = np.moveaxis(x, -1, -3), np.moveaxis(truth, -1, -3)
+def moments(x: np.ndarray, made_of: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, list[float]]:
+    """CRPS and variance of members in one case, squared error and power of what they are made of, by channel."""
+    members, fields, y = (np.moveaxis(a, -1, -3) for a in (x, made_of, truth))
     out = {
         "mse": metrics.ensemble_mean_mse(fields, y, weights).mean(0),
-        "crps": metrics.crps(fields, y, weights).mean(0),
-        "variance": metrics.ensemble_variance(fields, weights).mean(0),
+        "crps": metrics.crps(members, y, weights).mean(0),
+        "variance": metrics.ensemble_variance(members, weights).mean(0),
+        "power": power(made_of, weights),
     }
     return {name: np.asarray(values, float).tolist() for name, values in out.items()}
 
@@ -188,13 +189,8 @@ def run(c: ConfigDict, name: str, solver: Solver, folder: Path) -> dict:
         bar.update(len(found["cases"]))
         for case in range(len(found["cases"]), c.cases):
             truth, solved = solver.solve(case)
-            found["cases"].append(
-                {"truth": {"power": power(truth[None], weights).tolist()}}
-                | {
-                    method: moments(x, truth, weights) | {"power": power(made_of, weights).tolist()}
-                    for method, (x, made_of) in solved.items()
-                }
-            )
+            by_method = {method: moments(*pair, truth, weights) for method, pair in solved.items()}
+            found["cases"].append(by_method | {"truth": {"power": power(truth[None], weights).tolist()}})
             partial_path = path.with_suffix(".partial")
             partial_path.write_text(json.dumps(found) + "\n")
             partial_path.replace(path)

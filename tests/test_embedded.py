@@ -1,10 +1,17 @@
 """The packaged prior on the packaged sample: what is observed is kept, and what is conserved is conserved."""
 
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import skill
 from wind_jax import config as configuration
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
@@ -43,6 +50,37 @@ def test_sizes():
     assert prior.grid == store.grid
     assert prior.climatology is not None
     assert len(store.times) >= 100
+    folder = Path(embedded("prior.npz")).parent
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 40e6
+
+
+def shipped(name, workdir, *changes):
+    """Scores of an experiment by (variable, level, method, metric, lead); where `make demo` has run, its own."""
+    arguments = ["--config", f"experiments/{name}.py", f"--config.workdir={workdir}", *changes]
+    folder, c = Path(workdir), configuration.load(arguments)[0]
+    if not skill.complete(folder, c):
+        subprocess.run([sys.executable, "-m", "wind_jax.infer", *arguments], check=True)
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6e6  # kB: 6 GB
+    found = json.loads((folder / "scores.json").read_text())
+    return {tuple(r[k] for k in ("variable", "level", "method", "metric", "lead_hours")): r["value"] for r in found}
+
+
+def test_the_demo_is_better_than_what_a_user_has_without_it():
+    """Over cells without an observation, in three quarters of the fields; reliable in most."""
+    value = shipped("sparse_obs", "runs/sparse_obs")
+    fields = {key[:2] for key in value}
+    ours = lambda field, metric: value[*field, "posterior", metric, None]
+    others = lambda field: [value[*field, method, "rmse", None] for method in ("interpolation", "climatology")]
+    assert sum(ours(field, "rmse") < min(others(field)) for field in fields) >= 0.75 * len(fields)
+    assert sum(0.7 <= ours(field, "spread_skill_ratio") <= 1.3 for field in fields) > len(fields) / 2
+
+
+def test_forecasts_are_better_than_persistence_and_climatology():
+    """Geopotential at 500 hPa, of four members, for two days."""
+    value = shipped("forecast", "runs/forecast_48h", "--config.members=4", "--config.task.leads=8")
+    for hours in (24, 48):
+        rmse = {m: value["geopotential", 500, m, "rmse", hours] for m in ("posterior", "persistence", "climatology")}
+        assert min(rmse, key=rmse.get) == "posterior", rmse
 
 
 def test_dry_air_mass_is_held(setting):

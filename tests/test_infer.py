@@ -94,7 +94,7 @@ def load(inputs, experiment, workdir, **overrides):
     small = {
         "prior": inputs / "prior.npz", "data.path": inputs / "archive.zarr",
         "data.climatology": inputs / "climatology.npz", "workdir": workdir, "members": MEMBERS, "member_batch": MEMBERS,
-        "data.covariance": "", "cases": 2, "sampler.steps": 8,
+        "data.covariance": "", "cases": 2, "sampler.steps": 8, "sampler.end": 0.0,
     }  # fmt: skip
     if experiment == "forecast":
         small |= {"task.leads": 4, "task.context": 1}
@@ -266,6 +266,8 @@ def test_a_network_from_its_file(inputs, tmp_path):
         ({"cases": 100}, "100"),
         ({"members": 1}, "got 1"),
         ({"sampler__name": "rk4"}, "rk4"),
+        ({"sampler__end": 0.95}, "got 0.95 by 8"),
+        ({"globe": "(50.0,)"}, r"config.globe is \(50.0,\)"),
         ({"guidance__method": "magic"}, "magic"),
         ({"guidance__variance": "exact"}, "exact"),
         ({"data__period": "('2001', '2001')"}, "2001"),

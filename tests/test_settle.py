@@ -38,9 +38,8 @@ def found():
             "interpolation": (truth + error)[None],
             "climatology": np.zeros((1, *truth.shape)),
         }
-        power = lambda x: {"power": settle.power(x, weights).tolist()}
-        case = {method: settle.moments(x, truth, weights) | power(x) for method, x in solved.items()}
-        cases.append(case | {"truth": power(truth[None])})
+        case = {method: settle.moments(x, x, truth, weights) for method, x in solved.items()}
+        cases.append(case | {"truth": {"power": settle.power(truth[None], weights).tolist()}})
     config = {"members": 3}
     return {"settings": {"config": config}, "channels": [["geopotential", 500], ["temperature", 850]], "cases": cases}
 

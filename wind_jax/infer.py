@@ -116,10 +116,8 @@ def infer(c: ConfigDict) -> None:
                 f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
 
-    if centre := tuple(c.globe) or None:
-        latitude, longitude = centre
-        if not (-90 <= latitude <= 90 and -360 <= longitude <= 360):
-            raise ValueError(f"config.globe is {centre}, expected (latitude, longitude) in degrees, or nothing.")
+    if (centre := tuple(c.globe) or None) and not (len(centre) == 2 and abs(centre[0]) <= 90 and abs(centre[1]) <= 360):
+        raise ValueError(f"config.globe is {centre}, expected (latitude, longitude) in degrees, or nothing.")
 
     content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
     content["members_at_once"] = len(batches[0])  # by memory, unless given: a position holds for this many
@@ -187,7 +185,9 @@ def infer(c: ConfigDict) -> None:
         if truth:
             states = {
                 "truth": (truth.read(case, whole) for case in range(cases)),
-                "members": (x for case in range(cases) for x in posterior.read(case, whole)),
+                "members": (
+                    posterior.read(case, whole, slice(i, i + 1))[0] for case in range(cases) for i in range(c.members)
+                ),
             }
             said["realism"] = [realism_record(of, x, channels, prior.grid, ground) for of, x in states.items()]
         if said:

@@ -85,7 +85,8 @@ class Prior:
     def digest(self) -> str:
         """SHA-256 of what the network and its units are, for a run that goes on only with the same."""
         about = repr((self.config, self.statistics.channels, self.frames, self.schedule_name, self.prediction))
-        units = self.statistics.mean, self.statistics.std, *(((c := self.climatology) and (c.coefficients,)) or ())
+        units = [self.statistics.mean, self.statistics.std]
+        units += [] if self.climatology is None else [self.climatology.coefficients]
         parts = about, self.grid.latitude, self.grid.longitude, *units, *jax.tree.leaves(self.params)
         return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 

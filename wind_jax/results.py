@@ -272,9 +272,9 @@ class ForecastFile:
             rows = [self._levels.index(self.channels[i].level) for i in mine]
             array.oindex[(*where, rows)] = fields
 
-    def read(self, start: int, lead: slice) -> Float[np.ndarray, "..."]:
-        """What `write` wrote, all members: (l, h, w, c), or (m, l, h, w, c)."""
-        where = (start, lead) if self.members is None else (start, slice(None), lead)
+    def read(self, start: int, lead: slice, members: slice = slice(None)) -> Float[np.ndarray, "..."]:
+        """What `write` wrote: (l, h, w, c), or (m, l, h, w, c)."""
+        where = (start, lead) if self.members is None else (start, members, lead)
         fields = {name: array[where] for name, array in self._arrays.items()}
         pick = lambda c: fields[c.name] if c.level is None else fields[c.name][..., self._levels.index(c.level), :, :]
         return np.stack([pick(c) for c in self.channels], axis=-1)
