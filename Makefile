@@ -34,7 +34,7 @@ test: venv ## the fast tests and the examples of the docstrings
 	$(PY) -m pytest -n $(WORKERS)
 
 test-packaged: venv ## the slow tests of the packaged prior and of the Python in the pages: some of test-slow
-	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py
+	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py tests/evaluation/test_kriging.py
 
 test-slow: venv ## the tests that need minutes
 	$(PY) -m pytest -m 'slow and not device' --timeout 900

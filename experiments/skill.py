@@ -34,8 +34,8 @@ RUNS = {
     "stations": ("stations", {"members": 4}),
     "reanalysis": ("reanalysis", {"members": 4, "cases": 1}),
     "forecast": ("forecast", {}),
-    "conservation": ("conservation", {"members": 4}),
-    "warming": ("warming", {"members": 4, "cases": 1, "task.leads": 12}),
+    "conservation": ("conservation", {"members": 4, "cases": 1}),
+    "warming": ("warming", {"members": 4, "cases": 1, "task.leads": 8}),
 } | {
     f"sparse_obs_{method}": ("sparse_obs", {"guidance.method": method, "members": 4, "cases": 1})
     for method in ("mmps", "dps", "sda", "pgdm", "tmpd", "diffpir")

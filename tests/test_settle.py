@@ -117,6 +117,7 @@ def arguments(tmp_path_factory):
     return [f"--config.{key}={value}" for key, value in small.items()]
 
 
+@pytest.mark.slow
 def test_from_archive_to_page(arguments, monkeypatch):
     """An untrained specialist, whose network gives 0, is interpolation, and is dressed as that is."""
     folder = Path(arguments[0].partition("=")[2])
@@ -142,8 +143,9 @@ def test_from_archive_to_page(arguments, monkeypatch):
     assert json.loads((folder / "temporal_downscaling.json").read_text())["cases"][1:] != found["cases"][1:]
 
 
+@pytest.mark.slow
 def test_the_study_of_solvers_compares_each_with_the_prior(arguments, tmp_path):
-    """An untrained network gives the climatology whatever it is shown, and has no Jacobian to be guided by."""
+    """An untrained network gives the climatology at every t; its Jacobian, of nothing learnt, takes it no nearer."""
     chosen = dict(argument.removeprefix("--config.").split("=", 1) for argument in arguments)
     (tmp_path / "page.md").write_text("<!-- solvers -->\n<!-- end of solvers -->\n")
     small = {"prior": chosen["prior"], "path": chosen["path"], "docs": tmp_path / "page.md", "cases": 1}
@@ -153,5 +155,5 @@ def test_the_study_of_solvers_compares_each_with_the_prior(arguments, tmp_path):
     assert heading == "| t | E[x given x_t] | CG, 1 | GMRES, 1 |"
     (noisy, *found), (clear, *again) = ([float(cell) for cell in row.strip("| ").split(" | ")] for row in rows)
     assert (noisy, clear) == (0.5, 0.1)
-    assert found[0] > 1
-    assert found == again == [found[0]] * 3
+    assert found[0] == again[0]
+    assert min(found + again) == found[0] > 1

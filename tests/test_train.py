@@ -67,6 +67,7 @@ def test_prior_is_exported_with_all_that_inference_needs(finished):
     assert json.loads(prior.provenance)["step"] == 24
 
 
+@pytest.mark.slow
 def test_prior_carries_the_climatology_about_which_it_sees_anomalies(archive, finished):
     """A network that says nothing says climatology; with climatology=False, the mean."""
     prior = load_prior(os.path.join(finished, "prior.npz"))
@@ -87,6 +88,7 @@ def test_prior_carries_the_climatology_about_which_it_sees_anomalies(archive, fi
     np.testing.assert_allclose(x0_hat[0], prior.mean(inputs), atol=1e-2)
 
 
+@pytest.mark.slow
 def test_without_climatology(archive, tmp_path, monkeypatch):
     on_mesh = lambda *_: {"on_mesh": not jax.sharding.get_abstract_mesh().empty}  # else `uvit` gathers no parameters
     monkeypatch.setattr("wind_jax.train.make_validation", lambda *_, **__: on_mesh)
@@ -158,6 +160,7 @@ def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_bat
     same_training(tmp_path, finished)
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_wait_for_data(archive, finished, tmp_path, monkeypatch, capsys):
     """Of a batch that never comes; the steps before it are saved, and the run goes on from there."""
     preemption = threading.Timer(5, os.kill, (os.getpid(), signal.SIGTERM))
@@ -340,6 +343,7 @@ def test_profile_and_compilation_cache_are_in_the_workdir(archive, tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_a_specialist_improves_on_interpolation(archive, tmp_path):
     c = config(archive, tmp_path, **{"model.frame_kernel": 3})  # it reconstructs frames from each other
     c.specialist = ConfigDict({"name": "temporal_downscaling", "mean_over": 3})

@@ -178,6 +178,7 @@ def test_fit_finds_the_covariance(tmp_path):
         fit_covariance(store, other, statistics)
 
 
+@pytest.mark.slow
 def test_packaged_covariance_beats_linear_interpolation_on_held_out_weather():
     prior, fitted = load_prior(embedded("prior.npz")), Covariance.load(embedded("covariance.json"))
     statistics, grid = prior.statistics, prior.grid

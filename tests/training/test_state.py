@@ -1,6 +1,7 @@
 """One update against optax by hand, the average, and that a step's noise depends on nothing but seed and step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from wind_jax.training.mesh import device_bytes, make_mesh
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
 
 CONFIG = UViTConfig(channels=3, latitude=8, longitude=16, widths=(32, 32), blocks=("res", "transformer"), depth=1)
+OPTIMIZER = make_optimizer(1e-2, 2, 100)
 WIDE = dataclasses.replace(CONFIG, widths=(64, 128))
 
 
@@ -21,10 +23,14 @@ def quadratic(params, batch, key):
     return sum(jnp.sum(jnp.square(leaf - batch["target"])) for leaf in jax.tree.leaves(params)) * (1 + noise**2)
 
 
+@functools.cache
+def train_step(seed):
+    return make_train_step(quadratic, OPTIMIZER, 0.9, seed, state_sharding(CONFIG, OPTIMIZER, make_mesh()))
+
+
 def run(steps, state=None, seed=3):
-    mesh, optimizer = make_mesh(), make_optimizer(1e-2, 2, 100)
-    state = init_state(CONFIG, optimizer, mesh, seed=0) if state is None else state
-    step = make_train_step(quadratic, optimizer, 0.9, seed, state_sharding(CONFIG, optimizer, mesh))
+    state = init_state(CONFIG, OPTIMIZER, make_mesh(), seed=0) if state is None else state
+    step = train_step(seed)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, {"target": jnp.float32(0.5)})
@@ -40,15 +46,18 @@ def test_abstract_state_is_the_state():
 
 
 def test_update_equals_optax_by_hand():
-    optimizer = make_optimizer(1e-2, 2, 100)
-    state = init_state(CONFIG, optimizer, make_mesh(), seed=0)
+    state = init_state(CONFIG, OPTIMIZER, make_mesh(), seed=0)
     params, opt_state, ema = jax.device_get((state.params, state.opt_state, state.params))
-    for step in range(3):
-        key = jax.random.fold_in(jax.random.key(3), jnp.int32(step))
+
+    @jax.jit
+    def update(params, opt_state, key):
         gradient = jax.grad(quadratic)(params, {"target": jnp.float32(0.5)}, key)
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
+            updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for step in range(3):
+        params, opt_state = update(params, opt_state, jax.random.fold_in(jax.random.key(3), jnp.int32(step)))
         decay = min(0.9, (1 + step) / (10 + step))
         ema = jax.tree.map(lambda e, p, d=decay: np.float32(d) * e + np.float32(1 - d) * p, ema, params)
     state, _ = run(3)
@@ -67,8 +76,7 @@ def test_noise_of_a_step_depends_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("target", [np.nan, np.inf, 1e30])  # the last overflows in the gradient's norm
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(target):
-    mesh, optimizer = make_mesh(), make_optimizer(1e-2, 2, 100)
-    step = make_train_step(quadratic, optimizer, 0.9, 3, state_sharding(CONFIG, optimizer, mesh))
+    step = train_step(3)
     state, _ = run(2)
     before = jax.device_get(state)
     state, metrics = step(state, {"target": jnp.float32(target)})
