@@ -6,7 +6,7 @@
 Runs `wind_jax.infer` for each entry of `RUNS`, those that are not done yet, and writes the tables between the marks of
 both files. Every number is that of a record in `<workdir>/<run>/scores.json`, which its table names.
 
-Hardware: two CPU cores, 6 GB of memory, under 30 minutes.
+Hardware: two CPU cores, 6 GB of memory, 32 minutes.
 """
 
 import json
@@ -34,8 +34,8 @@ RUNS = {
     "stations": ("stations", {"members": 4}),
     "reanalysis": ("reanalysis", {"members": 4, "cases": 1}),
     "forecast": ("forecast", {}),
-    "conservation": ("conservation", {"members": 4, "cases": 1}),
-    "warming": ("warming", {"members": 4, "cases": 1, "task.leads": 8}),
+    "conservation": ("conservation", {"members": 4}),
+    "warming": ("warming", {"members": 4, "cases": 1, "task.leads": 12}),
 } | {
     f"sparse_obs_{method}": ("sparse_obs", {"guidance.method": method, "members": 4, "cases": 1})
     for method in ("mmps", "dps", "sda", "pgdm", "tmpd", "diffpir")
