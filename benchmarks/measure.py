@@ -41,15 +41,15 @@ def share_of_peak(flop_per_s: float) -> float | None:
     return flop_per_s / (peaks[0] * jax.device_count()) if peaks else None
 
 
-def arguments(description: str, **defaults: int) -> tuple[argparse.Namespace, ConfigDict]:
+def arguments(description: str, least_repeats: int = 1, **defaults: int) -> tuple[argparse.Namespace, ConfigDict]:
     """The benchmark's own integer options with their defaults, and the experiment of --config."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     own, rest = parser.parse_known_args()
     for name in defaults:
-        if getattr(own, name) < 1:
-            parser.error(f"--{name} is {getattr(own, name)}, expected 1 or more")
+        if getattr(own, name) < (least := least_repeats if name == "repeats" else 1):
+            parser.error(f"--{name} is {getattr(own, name)}, expected {least} or more")
     try:
         return own, configuration.load(rest)[0]
     except ValueError as error:
@@ -93,8 +93,10 @@ def compiled(function: Callable, *args: Any) -> Compiled:
     )
 
 
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median wall-clock time of `run`, to the end of its work on the device; a first run is not counted."""
+def median_seconds(run: Callable[[], Any], repeats: int) -> float | None:
+    """Median wall-clock time of `run`, to the end of its work; a first run is not counted. None of 0."""
+    if repeats == 0:
+        return None
     seconds = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
