@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from experiments import spatial_downscaling, temporal_downscaling
-from experiments.skill import fill, markdown, spoken
+from experiments.skill import between, fill, markdown, spoken
 from wind_jax import config as configuration
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
@@ -50,6 +50,7 @@ METHODS = {  # compared with interpolation, and their colours: those of Okabe an
     "climatology": "#999999",
 }
 SMALL_SCALES = slice(11, None)  # zonal wavenumbers
+SAME_CLIMATE = 0.02  # standard deviations between means: on another machine the same seeds give other weather
 
 
 def get_config() -> ConfigDict:
@@ -108,12 +109,16 @@ class Solver:
     def fields(self, problem: Problem, case: int) -> dict[str, np.ndarray]:
         """By method, what gives one field (t, h, w, c), model units."""
         baseline, times = problem.baseline(case, slice(0, self.prior.frames)), self.times(problem, case)
-        climatology = np.asarray(self.prior.climatology.at(times))
-        fields = {"interpolation": baseline["interpolation"], "anomalies": baseline[self.anomalies]}
-        fields = {k: self.statistics.normalize(x) for k, x in (fields | {"climatology": climatology}).items()}
+        guess, own = baseline["interpolation"], self.specialist.statistics
         inputs = jnp.asarray(self.specialist.inputs(self.static, times))[None]
-        guess = jnp.asarray(fields["interpolation"])[None]
-        return {"specialist": np.asarray(self.refine(self.specialist.params, guess, inputs))[0]} | fields
+        refined = self.refine(self.specialist.params, jnp.asarray(own.normalize(guess))[None], inputs)
+        fields = {
+            "specialist": own.denormalize(np.asarray(refined)[0]),
+            "interpolation": guess,
+            "anomalies": baseline[self.anomalies],
+            "climatology": np.asarray(self.prior.climatology.at(times)),
+        }
+        return {method: self.statistics.normalize(x) for method, x in fields.items()}
 
     @cached_property
     def deviation(self) -> dict[str, np.ndarray]:
@@ -153,8 +158,13 @@ def check_alike(prior: Prior, specialist: Prior, name: str) -> None:
     seen = [json.loads(p.provenance).get("samples") for p in (prior, specialist)]
     if prior.config != specialist.config or prior.statistics.channels != specialist.statistics.channels:
         raise ValueError(f"The specialist of {name} has another architecture or other channels than the prior.")
-    if not np.array_equal(prior.statistics.mean, specialist.statistics.mean):
-        raise ValueError(f"The specialist of {name} was trained on other data: means of its channels differ.")
+    apart = np.abs(prior.statistics.mean - specialist.statistics.mean) / prior.statistics.std
+    if apart.max() > SAME_CLIMATE:
+        worst = prior.statistics.channels[int(apart.argmax())].key
+        raise ValueError(
+            f"The specialist of {name} was trained on other data: the means of {worst} are {apart.max():.2f} standard "
+            f"deviations apart, expected at most {SAME_CLIMATE}."
+        )
     if seen[0] != seen[1]:
         raise ValueError(f"The prior was trained on {seen[0]} windows, the specialist of {name} on {seen[1]}.")
 
@@ -287,12 +297,16 @@ def main(argv: list[str]) -> None:
     c = configuration.load(["--config", __file__, *argv])[0]
     folder = Path(c.workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    solvers = {name: Solver(c, name) for name in c.tasks}  # what is wrong with any file shows before any work
+    marks = {name: f"settle {name}" for name in c.tasks}
+    for mark in marks.values():  # what is wrong with any file shows before any work
+        between(c.docs, mark)
+    solvers = {name: Solver(c, name) for name in c.tasks}
     results = {name: run(c, name, solver, folder) for name, solver in solvers.items()}
-    text = "".join(section(found, name, folder / f"{name}.json") for name, found in results.items())
-    fill(c.docs, text, "settle")
+    for name, found in results.items():
+        fill(c.docs, text := section(found, name, folder / f"{name}.json"), marks[name])
+        print(text)
     figure(results).savefig(folder / "settle.png", dpi=130, bbox_inches="tight")
-    print(f"{text}\nresults are in {folder}, the tables in {c.docs}")
+    print(f"results are in {folder}, the tables in {c.docs}")
 
 
 if __name__ == "__main__":

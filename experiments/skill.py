@@ -197,22 +197,29 @@ def summary(folders: dict[str, Path]) -> str:
     return markdown(headings, body)
 
 
-def fill(path: str, text: str, mark: str = "skill") -> None:
-    """Puts the text between the marks of a file.
+def between(path: str, mark: str) -> tuple[str, str]:
+    """What stands before and after the text between the marks of a file, marks included.
 
     Raises:
         ValueError: a file without the marks.
     """
-    old = Path(path).read_text()
-    marks = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end of {mark} -->)", re.DOTALL)
-    if not marks.search(old):
+    found = re.fullmatch(rf"(.*<!-- {mark} -->\n).*?(<!-- end of {mark} -->.*)", Path(path).read_text(), re.DOTALL)
+    if not found:
         raise ValueError(f"{path} has no '<!-- {mark} -->' and '<!-- end of {mark} -->' to write the tables between.")
-    Path(path).write_text(marks.sub(lambda found: found[1] + text + found[2], old))
+    return found[1], found[2]
+
+
+def fill(path: str, text: str, mark: str = "skill") -> None:
+    """Puts the text between the marks of a file."""
+    before, after = between(path, mark)
+    Path(path).write_text(before + text + after)
 
 
 def main(argv: list[str]) -> None:
     """Command line: `[--config.key=value ...]`."""
     c = configuration.load(["--config", __file__, *argv])[0]
+    for page in (c.docs, c.readme):
+        between(page, "skill")  # what is wrong with them shows before any work
     folders = {name: run(name, c.workdir) for name in RUNS}
     methods = {name: folder for name, folder in folders.items() if name.startswith("sparse_obs_")}
     tasks = {name: folder for name, folder in folders.items() if name not in methods}

@@ -77,7 +77,7 @@ def test_table_and_figure_have_every_method(found):
 
 def test_unlike_networks_are_not_compared():
     def network(samples, config="a", mean=0.0):
-        statistics = SimpleNamespace(channels=("t",), mean=mean)
+        statistics = SimpleNamespace(channels=(SimpleNamespace(key="t"),), mean=np.full(1, mean), std=np.full(1, 2.0))
         return SimpleNamespace(config=config, statistics=statistics, provenance=json.dumps({"samples": samples}))
 
     settle.check_alike(network(8), network(8), "x")
@@ -85,8 +85,9 @@ def test_unlike_networks_are_not_compared():
         settle.check_alike(network(8), network(4), "x")
     with pytest.raises(ValueError, match="another architecture"):
         settle.check_alike(network(8), network(8, "b"), "x")
-    with pytest.raises(ValueError, match="on other data"):
-        settle.check_alike(network(8), network(8, mean=1.0), "x")
+    settle.check_alike(network(8), network(8, mean=0.03), "x")
+    with pytest.raises(ValueError, match=r"other data: the means of t are 0\.03 standard deviations apart"):
+        settle.check_alike(network(8), network(8, mean=0.06), "x")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def arguments(tmp_path_factory):
     statistics = compute_statistics(store, None, climatology.at)
     prior = Prior(params, network, statistics, store.grid, 5, "rectified", "x0", climatology, '{"samples": 4}')
     save_prior(folder / "prior.npz", prior)
-    (folder / "skill.md").write_text("<!-- settle -->\n<!-- end of settle -->\n")
+    marks = [f"<!-- {which}settle {name} -->\n" for name in settle.TASKS for which in ("", "end of ")]
+    (folder / "skill.md").write_text("".join(marks))
     small = {
         "workdir": folder, "prior": folder / "prior.npz", "path": folder / "archive.zarr", "docs": folder / "skill.md",
         "cases": 3, "members": 2, "tasks": ("temporal_downscaling",),
@@ -132,6 +134,8 @@ def test_from_archive_to_page(arguments, monkeypatch):
         for field in ("mse", "crps", "variance"):
             np.testing.assert_allclose(case["specialist"][field], case["interpolation"][field], rtol=1e-2)
         assert min(case["interpolation"]["variance"]) > 0
+    with pytest.raises(ValueError, match="no '<!-- settle temporal_downscaling -->'"):
+        settle.main([*arguments, f"--config.docs={__file__}"])
     with pytest.raises(ValueError, match="begin 0 frames from one, and share frames with it"):
         settle.main([*arguments, "--config.cases=30"])
     found["cases"][0]["posterior"]["crps"] = found["cases"][1]["posterior"]["crps"]
