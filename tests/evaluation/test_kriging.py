@@ -128,6 +128,17 @@ def test_members_score_as_the_gaussian_they_are_of():
     np.testing.assert_allclose(members.mean(0), statistics.denormalize(mean), rtol=1e-6)
 
 
+def test_the_mean_of_members_is_the_field_where_units_are_not_linear():
+    """Rain is Gaussian in its logarithm, and like humidity never negative: drawn as it comes its mean is too wet."""
+    some = channels(("specific_humidity", "total_precipitation_6hr"), (850,))
+    statistics = Statistics(some, np.array([4e-3, 0.2]), np.array([4e-3, 0.3]), np.ones(2))
+    mean = np.random.default_rng(0).normal(size=(2, 4, 8, 2)).astype(np.float32)
+    members = gaussian_members(mean, np.full((1, 1, 1, 2), 0.9, np.float32), statistics, (0,))
+    np.testing.assert_allclose(members.mean(0), statistics.physical(mean), rtol=1e-5, atol=1e-9)
+    assert members.min() >= 0
+    assert (members.std(0)[statistics.physical(mean) > 0] > 0).all()
+
+
 def test_deviation_of_rows_is_interpolated():
     c = covariance()
     between = Grid((GRID.latitude[1:] + GRID.latitude[:-1]) / 2, GRID.longitude)

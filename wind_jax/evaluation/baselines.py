@@ -186,8 +186,9 @@ def gaussian_members(
 ) -> Float[np.ndarray, "m t h w c"]:
     """Members whose value at each cell is Gaussian in model units, each by itself: for scores of single cells.
 
-    Their mean in model units is exactly the given one. That makes their fair CRPS too small by 1 / (2 m), and the error
-    of their mean no larger than that of the field.
+    Their mean is the given field, in physical units too: what cannot be negative is cut off at 0 and then multiplied by
+    what that and the logarithm of rain have made the mean too large. So the error of their mean is that of the field,
+    and their fair CRPS is too small by 1 / (2 m).
 
     Args:
         mean: model units.
@@ -200,7 +201,10 @@ def gaussian_members(
         Physical units; what cannot be negative is not.
     """
     draws = np.random.default_rng(seed).standard_normal((members, *mean.shape), np.float32)
-    return statistics.physical(mean + deviation * (draws - draws.mean(0)))
+    drawn = statistics.physical(mean + deviation * (draws - draws.mean(0)))
+    field, about = statistics.physical(mean), drawn.mean(0)
+    positive = np.array([c.name in NON_NEGATIVE for c in statistics.channels])
+    return drawn * np.divide(field, about, out=np.ones_like(field), where=positive & (about > 0))
 
 
 def unit_vectors(latitude: Float[np.ndarray, "n"], longitude: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n 3"]:
