@@ -3,12 +3,13 @@
     make skill
     python -m experiments.skill [--config.workdir=runs/skill]
 
-Runs `wind_jax.infer` for each entry of `RUNS`, those that are not done yet, and writes the tables between the marks of
-both files. Every number is that of a record in `<workdir>/<run>/scores.json`, which its table names.
+Runs `wind_jax.infer` for each entry of `RUNS` that the package as it is has not done yet, and writes the tables between
+the marks of both files. Every number is that of a record in `<workdir>/<run>/scores.json`, which its table names.
 
 Hardware: two CPU cores, 6 GB of memory, 32 minutes.
 """
 
+import hashlib
 import json
 import re
 import statistics
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+import wind_jax
 from wind_jax import config as configuration
 from wind_jax.command import command
 from wind_jax.embedded import resolve
@@ -62,6 +64,14 @@ def complete(folder: Path, c: ConfigDict) -> bool:
 
 
 @lru_cache
+def program() -> str:
+    """Digest of the package's modules and of what it carries."""
+    root = Path(wind_jax.__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@lru_cache
 def digest(prior: str) -> str:
     """Of the prior that a config names, which all runs share."""
     return load_prior(resolve(prior, "prior.npz")).digest()
@@ -74,8 +84,10 @@ def run(name: str, workdir: str) -> Path:
     changes = {"workdir": str(folder), **changes}
     arguments = [f"--config.{key}={value}" for key, value in changes.items()]
     c = configuration.load(["--config", f"experiments/{experiment}.py", *arguments])[0]
-    if not complete(folder, c):
+    made_by = folder.with_suffix(".program")  # a run of older code may have other numbers
+    if not (complete(folder, c) and made_by.exists() and made_by.read_text() == program()):
         infer(c)
+        made_by.write_text(program())
     return folder
 
 

@@ -61,3 +61,13 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path):
     page.write_text("nothing")
     with pytest.raises(ValueError, match="to write the tables between"):
         skill.fill(str(page), "new")
+
+
+def test_a_run_is_done_again_by_another_program_alone(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(skill, "infer", lambda c: made.append(c.workdir))
+    monkeypatch.setattr(skill, "complete", lambda folder, c: str(folder) in made)
+    for program, runs in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr(skill, "program", lambda program=program: program)
+        assert skill.run("forecast", str(tmp_path)) == tmp_path / "forecast"
+        assert len(made) == runs
