@@ -159,7 +159,42 @@ def test_goes_on_where_it_was_stopped(source, tmp_path, monkeypatch, capsys):
     assert_statistics(statistics, compute_statistics(before))
 
 
-def test_nothing_begins_on_bad_input(source, tmp_path, capsys):
+@pytest.mark.parametrize("stopped", ["in the copy", "in the removal"])
+def test_a_bucket_is_made_whole_where_the_end_was_stopped(source, tmp_path, monkeypatch, capsys, stopped):
+    """There nothing is renamed at once: what was copied is removed object by object, in any order."""
+    monkeypatch.setitem(fsspec.config.conf, "file", {"auto_mkdir": True})
+    target, calls = "file://" + str(tmp_path / "b.zarr"), []
+    files = type(fsspec.filesystem("file"))
+    copy = files.copy
+
+    def stop_in_the_copy(self, old, new, **options):
+        calls.append(old)
+        if len(calls) > 1:  # the states are copied, their metadata are not
+            raise Stop
+        copy(self, old, new, **options)
+
+    def stop_in_the_removal(self, path, recursive=False):
+        for file in Path(path).rglob("prepare.json"):
+            file.unlink()
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        if stopped == "in the copy":
+            patch.setattr(files, "copy", stop_in_the_copy)
+        else:
+            patch.setattr(files, "rm", stop_in_the_removal)
+        with pytest.raises(Stop):
+            prepare(source, target, VARIABLES, LEVELS)
+    assert Path(f"{tmp_path}/b.zarr.partial").exists()
+    statistics = prepare(source, target, VARIABLES, LEVELS)
+    assert ("is there already" in capsys.readouterr().out) == (stopped == "in the removal")
+    assert sorted(os.listdir(tmp_path)) == ["b.zarr"]
+    after = open_store(target, CHANNELS)
+    np.testing.assert_array_equal(after.read(0, 40), open_store(source, CHANNELS).read(0, 40))
+    assert_statistics(statistics, compute_statistics(after))
+
+
+def test_nothing_begins_on_bad_input(source, tmp_path):
     target = str(tmp_path / "b.zarr")
     dataset = synthetic.fields(synthetic.times(12))
     gaps = synthetic.write(dataset.isel(time=[0, 1, 2, 5, 6, 9]), tmp_path / "gaps.zarr", time_chunk=2)
@@ -188,9 +223,8 @@ def test_nothing_begins_on_bad_input(source, tmp_path, capsys):
             prepare(*arguments, **options)
         assert not Path(target).exists()
         assert not Path(f"{target}.partial").exists()
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(ValueError, match="no level 50 hPa"):
         main(["--data", dry, "--out", target, "--", "--runner", "DirectRunner"])
-    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_missing_data_stop_it_with_their_name(tmp_path):

@@ -109,11 +109,14 @@ def prepare(
         "climatology": climatology,
     }
     folder = target.rstrip("/") + ".partial"
-    begun = _same(folder, settings)
-    # In a bucket a run may have been stopped while the archive was put in its place.
-    if not (begun and is_url(target)) and _same(target, settings):
+    if read_bytes(join(target, SETTINGS)) and _same(target, settings):  # they come last: it is whole
+        if is_url(target):
+            _remove(folder)  # of which a run may have left some when it was stopped
         say(f"{target} is there already, made with these settings.")
         return Statistics.from_dict(json.loads(read_bytes(join(target, STATISTICS))))
+    begun = _same(folder, settings)
+    if not (begun and is_url(target)):  # in a bucket a run may have been stopped while it put the archive in its place
+        _same(target, settings)
     if begun:
         say(f"Going on with {folder}.")
         quanta = begun["quanta"]
@@ -196,11 +199,17 @@ def _publish(folder: str, target: str) -> None:
             files.rm(place + name, recursive=True)
         return
     names = [name.removeprefix(root) for name in files.find(root)]
-    names = [name for name in names if not name.startswith(progress)]
-    last = {"/.zgroup", "/.zmetadata", f"/{SETTINGS}"}
-    for some in (set(names) - last, last):
+    names = {name for name in names if not name.startswith(progress)}
+    metadata, last = {"/.zgroup", "/.zmetadata"}, {f"/{SETTINGS}"}
+    for some in (names - metadata - last, metadata, last):
         files.copy([root + name for name in sorted(some)], [place + name for name in sorted(some)])
-    files.rm(root, recursive=True)
+    _remove(folder)
+
+
+def _remove(folder: str) -> None:
+    files, root = file_system(folder)
+    if files.exists(root):
+        files.rm(root, recursive=True)
 
 
 def main(arguments: list[str]) -> None:
