@@ -36,6 +36,14 @@ test: venv ## the fast tests and the examples of the docstrings
 test-packaged: venv ## the slow tests of the packaged prior and of the Python in the pages: some of test-slow
 	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py tests/evaluation/test_kriging.py
 
+test-survival: venv ## several processes, one of them killed, and a faulty server: some of test-slow
+	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/training/test_processes.py tests/data/test_bucket.py \
+		-k 'fsdp or killing_one or training_goes_on'
+
+test-prepare: ## the tests that need Beam or an S3 server, in an environment of their own
+	$(MAKE) venv VENV=.venv-prepare EXTRAS=test,prepare,bucket
+	.venv-prepare/bin/python -m pytest -n $(WORKERS) tests/data/test_prepare.py tests/data/test_bucket.py
+
 test-slow: venv ## the tests that need minutes
 	$(PY) -m pytest -m 'slow and not device' --timeout 900
 
@@ -63,7 +71,7 @@ bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and lo
 	$(PY) benchmarks/data.py
 
 clean: ## remove what the targets above made, except runs/ and data/
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-prepare build dist *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help venv lint format test test-packaged test-slow test-exhaustive test-device demo forecast skill bench clean
+.PHONY: help venv lint format test test-packaged test-survival test-prepare test-slow test-exhaustive test-device demo forecast skill bench clean
