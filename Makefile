@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := $(VENV)/bin/python
 SCRIPTS := .ci/run $(wildcard launch/*.sh)
+# glibc keeps and reuses large blocks, in huge pages, instead of returning them to Linux after every step: docs/training.md.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=8589934592:glibc.malloc.trim_threshold=17179869184
 # Two tests at a time: more only compete for the cores that XLA already uses.
 WORKERS ?= 2
 CONFIG ?= experiments/speedy.py

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/settle"
     c.seed = 0
     c.prior = "embedded"
-    c.path = ""  # an archive that neither training nor any choice has seen
+    c.path = ""  # an archive that training has not seen
     c.docs = "docs/skill.md"
     c.cases = 16
     c.members = 8

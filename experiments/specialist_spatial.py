@@ -2,8 +2,8 @@
 
     python -m wind_jax.train --config experiments/specialist_spatial.py
 
-Same data, architecture, batches and steps as the packaged prior (docs/demo_prior.md). Hardware: two CPU cores, 12 GB of
-memory, 2 hours. Score: docs/skill.md.
+As much data of the same kind, the architecture, batches and steps of the packaged prior (docs/demo_prior.md). Hardware:
+two CPU cores, 12 GB of memory, an hour. Score: docs/skill.md.
 """
 
 from ml_collections import ConfigDict
