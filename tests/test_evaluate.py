@@ -1,6 +1,7 @@
 """evaluate: brute force on hand-made files, in any chunks and orientation; what cannot be compared is refused."""
 
 import json
+import re
 from itertools import combinations, product
 
 import numpy as np
@@ -54,7 +55,7 @@ def paths(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     truth = TRUTH.isel(latitude=slice(None, None, -1)).assign_coords(longitude=(LONGITUDE + 180) % 360 - 180)
     truth = truth.sortby("longitude").transpose("time", "level", "longitude", "latitude").astype(np.float64)
-    for name, unit in (("geopotential", "m**2 s**-2"), ("2m_temperature", "K")):
+    for name, unit in (("geopotential", "m**2/s**2"), ("2m_temperature", "K")):
         truth[name].attrs["units"] = unit
     return {
         "forecast": save(FORECAST, folder / "made.zarr", prediction_timedelta=2, time=1),
@@ -63,11 +64,16 @@ def paths(tmp_path_factory):
     }
 
 
-def score(paths, *more, **other) -> dict[tuple, dict]:
-    """Records by what tells them apart."""
+def run(paths, *more, **other):
+    """Records and rank histograms."""
     files = {**paths, **other}
     argv = [part for name, path in files.items() if path for part in (f"--{name}", path)]
-    found = evaluate.evaluate(evaluate.parse([*argv, *more]))
+    return evaluate.evaluate(evaluate.parse([*argv, *more]))
+
+
+def score(paths, *more, **other) -> dict[tuple, dict]:
+    """Records by what tells them apart."""
+    found, _ = run(paths, *more, **other)
     keys = [(r["region"], r["variable"], r["level"], r["lead_hours"], r["metric"]) for r in found]
     assert len(set(keys)) == len(keys)
     return dict(zip(keys, found))
@@ -79,7 +85,11 @@ BOXES = {
     "tropics": (lambda phi: abs(phi) <= 20, lambda lam: True),
     "europe": (lambda phi: 35 <= phi <= 75, lambda lam: lam in (0, 30)),
     "pacific": (lambda phi: -45 <= phi <= 10, lambda lam: lam in (150, 180, 210)),
+    "extra-tropics": (lambda phi: abs(phi) >= 20, lambda lam: True),
+    "polar": (lambda phi: abs(phi) >= 60, lambda lam: True),
 }
+REGIONS = ("--regions", "global", "tropics", "europe", "pacific=-45:10:150:-150", "extra-tropics",
+           "polar=60:90:0:360,-90:-60:0:360")  # fmt: skip
 
 
 def brute_force(ensembles, truths, normals, region):
@@ -121,7 +131,7 @@ def brute_force(ensembles, truths, normals, region):
         "debiased_mse": pooled["mse"] - pooled["variance"] / m,
         "debiased_rmse": np.sqrt(max(pooled["mse"] - pooled["variance"] / m, 0)),
     }
-    if region in ("global", "tropics"):
+    if region not in ("europe", "pacific"):
         s_f, s = np.mean(spectra, axis=0)
         values["log_spectral_distance"] = np.sqrt(np.mean((10 * np.log10(s_f / s)) ** 2))
         s_f, s = s_f / s_f.sum(), s / s.sum()
@@ -130,7 +140,7 @@ def brute_force(ensembles, truths, normals, region):
 
 
 def test_every_score_equals_brute_force(paths):
-    found = score(paths, "--regions", "global", "tropics", "europe", "pacific=-45:10:150:-150")
+    found = score(paths, *REGIONS)
     expected = {}
     for region in BOXES:
         for name, level, lead in [
@@ -174,6 +184,67 @@ def test_brier_score_equals_brute_force(paths):
             assert record["value"] == pytest.approx((cell * area).sum() / area.sum() / 12 / 3, abs=1e-6)
             assert record["unit"] == "1"
     assert not [key for key in found if key[1] == "2m_temperature" and "brier" in key[4]]
+
+
+def test_rank_histograms_equal_brute_force(paths, tmp_path):
+    """Cell by cell, with ties, a hole that does not count, and a case and a lead time that have no value."""
+    forecast = FORECAST.round(0)  # of 50 +- 1: most cells have ties
+    forecast["2m_temperature"][2, 0, 1, 3, :6] = np.nan
+    forecast["2m_temperature"][:, 1, 2] = np.nan
+    forecast["2m_temperature"][:, :, 0] = np.nan
+    made = save(forecast, tmp_path / "made.zarr", prediction_timedelta=2)
+    truth = save(TRUTH.round(0), tmp_path / "truth.zarr")
+    with pytest.warns(UserWarning, match="2m_temperature at 6 h"):
+        _, ranks = run(paths, *REGIONS, forecast=made, truth=truth)
+    assert {name: array.sizes["rank"] for name, array in ranks.items()} == dict.fromkeys(UNITS, 5)
+    assert "level" not in ranks["2m_temperature"].dims
+    area = np.diff(np.sin(EDGES))
+    for region, lead in product(("global", "europe", "polar"), LEADS):
+        rows, columns = BOXES[region]
+        inside = [(i, j) for i in range(9) for j in range(12) if rows(LATITUDE[i]) and columns(LONGITUDE[j])]
+        for name, level in (("geopotential", 500), ("geopotential", 850), ("2m_temperature", None)):
+            at = {} if level is None else {"level": level}
+            cases = []
+            for start in STARTS:
+                x = forecast[name].sel(time=start, prediction_timedelta=lead, **at).values
+                y = TRUTH.round(0)[name].sel(time=start + lead, **at).values
+                share, total = np.zeros(5), 0.0
+                for i, j in inside:
+                    if np.isfinite(x[:, i, j]).all():
+                        low, high = (x[:, i, j] < y[i, j]).sum(), (x[:, i, j] <= y[i, j]).sum()
+                        share[low : high + 1] += area[i] / (high - low + 1)
+                        total += area[i]
+                cases += [share / total] if total else []
+            expected = np.mean(cases, axis=0) if cases else np.full(5, np.nan)
+            got = ranks[name].sel(region=region, prediction_timedelta=lead, **at)
+            np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=f"{region} {name} {level} {lead}")
+
+
+def test_an_exchangeable_ensemble_has_a_flat_rank_histogram_and_a_narrow_one_a_u(tmp_path):
+    """The truth is one more draw: of 5 ranks each has a fifth of 20 starts' cells, to four standard errors."""
+    starts, rng = pandas.date_range("2000-01-01", periods=20, freq="6h"), np.random.default_rng(1)
+    draws = rng.normal(size=(5, 20, 9, 12)).astype(np.float32)
+    dims, coords = ("time", "latitude", "longitude"), {"time": starts, "latitude": LATITUDE, "longitude": LONGITUDE}
+    units = {"units": "K"}
+    truth = save(xarray.Dataset({"2m_temperature": (dims, draws[0], units)}, coords), tmp_path / "truth.zarr")
+    area = np.broadcast_to(np.diff(np.sin(EDGES))[:, None], (9, 12))
+    effective = 20 * area.sum() ** 2 / (area**2).sum()
+    for width, flat in ((1.0, True), (0.5, False)):
+        x = xarray.Dataset({"2m_temperature": (("number", *dims), width * draws[1:], units)}, coords)
+        made = {"forecast": save(x, tmp_path / f"{width}.zarr"), "truth": truth}
+        share = run(made, "--regions", "global")[1]["2m_temperature"].squeeze()
+        assert float(share.sum()) == pytest.approx(1, abs=1e-6)
+        assert (abs(share - 0.2).max() < 4 * np.sqrt(0.2 * 0.8 / effective)) == flat
+        assert flat or share[[0, -1]].min() > 0.25
+
+
+def test_rank_histograms_are_a_choice(paths):
+    assert run(paths, "--metrics", "rmse")[1] == {}
+    found, ranks = run(paths, "--metrics", "rmse", "rank_histogram", "--variables", "geopotential")
+    assert {r["metric"] for r in found} == {"rmse"}
+    assert ranks.keys() == {"geopotential"}
+    with pytest.raises(ValueError, match="rank_histogram comes beside scores"):
+        run(paths, "--metrics", "rank_histogram")
 
 
 def test_streamed_equals_whole(paths, monkeypatch):
@@ -230,7 +301,8 @@ def test_a_single_forecast(paths, tmp_path, kind):
     weights = np.diff(np.sin(EDGES))[None, :, None]
     mae = (abs(error) * weights).sum() / (weights.sum() * error.shape[0] * error.shape[2])
     assert found["global", "2m_temperature", None, 6, "mae"]["value"] == pytest.approx(mae, rel=1e-5)
-    for metric in evaluate.scores.ENSEMBLE:
+    assert run(paths, forecast=path)[1] == {}
+    for metric in (*evaluate.scores.ENSEMBLE, "rank_histogram"):
         with pytest.raises(ValueError, match=rf"{metric} of the forecast .*one.zarr: it has one member"):
             score(paths, "--metrics", "rmse", metric, forecast=path)
 
@@ -277,7 +349,7 @@ def test_missing_values_are_masked_and_counted(paths, tmp_path):
         squares.append((weights * np.nan_to_num(e) ** 2).sum() / weights.sum())
     assert found[*key, "rmse"]["value"] == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
     holes["2m_temperature"][:, :, 2] = np.nan  # a lead time of every start
-    with pytest.warns(UserWarning, match=r"5 of the fields have no score.*: 2m_temperature at 18 h, global; "):
+    with pytest.warns(UserWarning, match=r"6 of the fields have no score.*: 2m_temperature at 18 h, global; "):
         left = score(paths, forecast=save(holes, tmp_path / "lead.zarr"))
     assert ("global", "2m_temperature", None, 18, "rmse") not in left
     holes["geopotential"][..., 0, :, :] = np.nan
@@ -299,7 +371,7 @@ def test_climatology_of_our_own(paths, tmp_path):
     found = score(paths, "--metrics", "acc", climatology=str(tmp_path / "own.npz"))
     same = score(paths, "--metrics", "acc", climatology=save(constant, tmp_path / "c.zarr"))
     assert values(found) == pytest.approx(values(same), abs=1e-4)  # the file rounds to 16 bits
-    assert len(found) == 5 * 3 * 3
+    assert len(found) == 6 * 3 * 3
 
 
 # --------------------------------------------------------------------------------------------------- files, bad input
@@ -321,6 +393,10 @@ def test_command_line(paths, tmp_path, capsys):
             assert float(array.sel(at)) == r["value"]
             assert array.attrs["units"] == r["unit"]
             assert int(data[f"{r['variable']}_cases"].sel(at)) == r["cases"]
+        for name, expected in run(paths)[1].items():
+            array = data[f"{name}_rank_histogram"]
+            xarray.testing.assert_allclose(array.sel(region=expected["region"], drop=False), expected)
+            np.testing.assert_allclose(array.sum("rank"), 1, atol=1e-6)
         assert data.attrs["Conventions"].startswith("CF-1.")
         assert str(tmp_path) not in str(data.attrs)
 
@@ -400,6 +476,7 @@ def test_files_that_differ_are_named(paths, tmp_path, case):
         (["--regions", "asia"], "No region 'asia'; expected one of global, tropics"),
         (["--regions", "box=1:2:3"], "No region 'box=1:2:3'"),
         (["--regions", "box=1:x:3:4"], "No region 'box=1:x:3:4'"),
+        (["--regions", "box=1:2:3:4,5:6"], "No region 'box=1:2:3:4,5:6'"),
         (["--regions", "box=50:40:0:90"], "'box', 50:40:0:90, is no box"),
         (["--regions", "box=1:2:3:4"], "'box', 1:2:3:4, holds no cell centre of the grid of 9 x 12"),
         (["--exceed", "2m_temperature"], "--exceed '2m_temperature'; expected variable=threshold"),
@@ -412,6 +489,67 @@ def test_files_that_differ_are_named(paths, tmp_path, case):
 def test_choices_that_cannot_be(paths, more, message):
     with pytest.raises(ValueError, match=message):
         score(paths, *more)
+
+
+def with_units(data, **units):
+    return data.assign({name: data[name].assign_attrs(units=unit) for name, unit in units.items()})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("m s-1", "m/s", True),
+        ("m s**-1", "m.s-1", True),
+        ("m2 s-2", "m^2/s^2", True),
+        ("m**2 s**-2", "m2/s2", True),
+        ("kg m-2 s-1", "kg/m^2/s", True),
+        ("kg kg-1", "kg/kg", True),
+        ("kg kg**-1", "1", True),
+        ("s-1", "1/s", True),
+        ("(0 - 1)", "(0 - 1)", True),
+        ("m s-1", "m s-2", False),
+        ("m s-1", "m s", False),
+        ("g kg-1", "kg kg-1", False),
+        ("m2 s-2", "m", False),
+        ("0.1 m", "1.0 m", False),
+        ("K", "degC", False),
+        ("%", "1", False),
+    ],
+)
+def test_units_are_compared_whatever_their_spelling(paths, tmp_path, one, other, alike):
+    pair = {
+        "forecast": save(with_units(FORECAST.isel(time=[0]), geopotential=one), tmp_path / "made.zarr"),
+        "truth": save(with_units(TRUTH, geopotential=other), tmp_path / "other.zarr"),
+    }
+    first, second = (evaluate.Fields(*item) for item in pair.items())
+    chosen = {"geopotential": LEVELS}
+    if alike:
+        evaluate.agree(first, second, chosen)  # no warning either
+    else:
+        strip = lambda unit: re.escape(unit.replace("**", ""))
+        message = rf"'{strip(one)}' in the forecast .*made.zarr and in '{strip(other)}' in the truth .*other.zarr"
+        with pytest.raises(ValueError, match=message):
+            evaluate.agree(first, second, chosen)
+
+
+def test_units_on_one_side_alone_are_told_once(paths, tmp_path):
+    """Those of the table of channels are known, whatever a file leaves out."""
+    names = {"geopotential": "wave_height", "2m_temperature": "sea_ice_cover"}
+    bare = TRUTH.copy(deep=True)
+    for name in bare:
+        bare[name].attrs.clear()
+    known = save(bare, tmp_path / "known.zarr")
+    assert values(score(paths, "--metrics", "rmse", truth=known)) == values(score(paths, "--metrics", "rmse"))
+    made = save(FORECAST.rename(names), tmp_path / "made.zarr")
+    other = save(bare.rename(names), tmp_path / "other.zarr")
+    message = (
+        r"same units: 'sea_ice_cover' has 'K' in the forecast .*made.zarr and no units in the truth .*other.zarr; "
+        r"'wave_height' has 'm2 s-2' in the forecast .*made.zarr and no units in"
+    )
+    with pytest.warns(UserWarning, match=message) as told:
+        found = score({"forecast": made, "truth": other}, "--metrics", "rmse")
+    assert len(told) == 1
+    assert found["global", "wave_height", 500, 6, "rmse"]["unit"] == "m2 s-2"
 
 
 def test_more_bad_input(paths, tmp_path):

@@ -12,6 +12,12 @@ Scores are averages over the area of a region, then over starts; roots and ratio
 one, as is the Brier score, and spread/skill has the factor (M + 1) / M of Fortin et al. (2014): 1 is reliable for any
 number M of members.
 A cell without a value on one side does not count; `missing` is the share of these, `cases` the number of starts.
+Regions are WeatherBench2's, by name, or boxes of one's own.
+
+Of an ensemble, scores.nc also has `VARIABLE_rank_histogram` by region, lead time, level and `rank`: the share of the
+area, averaged over starts, where the truth lies above 0, 1 .. M members; a cell whose truth equals some of them (no
+rain) counts equally in the ranks it may have. Flat, 1 / (M + 1) everywhere, is reliable, a U too little spread, a dome
+too much.
 """
 
 import argparse
@@ -38,10 +44,18 @@ from wind_jax.results import CONVENTIONS
 from wind_jax.sphere import Grid
 
 BLOCK_BYTES = 64 * 2**20  # of a forecast in memory; one chunk of lead times where that is more
+REGIONS = ("global", "tropics", "extra-tropics", "northern-hemisphere", "southern-hemisphere", "europe")
+"""Scored where none are named."""
+
+Ranks = dict[str, xarray.DataArray]
+"""Rank histograms (region, lead time, level, rank) by variable."""
 
 
-def evaluate(options: argparse.Namespace) -> list[scores.Record]:
+def evaluate(options: argparse.Namespace) -> tuple[list[scores.Record], Ranks]:
     """Scores a forecast as the options of the command line say.
+
+    Returns:
+        All scores, and the rank histograms of an ensemble if they are wanted.
 
     Raises:
         ValueError: files that cannot be opened or differ in grid, levels, units or times, ensemble metrics of one
@@ -59,13 +73,14 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
     normal = options.climatology and open_climatology(options.climatology, forecast, chosen, starts, leads)
     members, wanted = forecast.members or 1, choose_metrics(forecast, options.metrics, bool(normal))
     exceedances = parse_exceedances(options.exceed, chosen)
-    boxes = parse_regions(options.regions)
-    weights = scores.region_weights(forecast.grid, boxes)
+    regions = parse_regions(options.regions)
+    weights = scores.region_weights(forecast.grid, regions)
 
     # ----------------------------------------------------------------------------------------------------------- scores
     hours = whole(leads / np.timedelta64(1, "h"))
     blocks = {variable: lead_blocks(forecast, variable, levels, len(leads)) for variable, levels in chosen.items()}
     found: list[scores.Record] = []
+    ranks: Ranks = {}
     empty: list[str] = []  # fields without a score
     with Progress("scoring", len(starts) * sum(map(len, blocks.values())), unit="block") as bar:
         for variable, levels in chosen.items():
@@ -84,14 +99,19 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
             gone = np.min([case["missing"] for case in cases], axis=(0, 1, 2)) > 1 - 1e-6
             if nowhere := [channel.key for channel, lost in zip(channels, gone) if lost]:
                 raise ValueError(f"The {forecast.name} and the {truth.name} have no values in common of {nowhere}.")
-            for i, region in enumerate(boxes):
+            shares = []
+            for i, region in enumerate(regions):
                 here = [{name: value[i] for name, value in case.items()} for case in cases]
+                if scores.RANKS in asked:
+                    shares.append(scores.rank_histogram(here))
                 method = Path(options.forecast).stem
                 some = scores.records(method, here, channels, members, hours, region, asked)
                 scored = {(r["level"], r["lead_hours"]) for r in some}
                 every = ((channel, hour) for channel in channels for hour in hours)
                 empty += [f"{c.key} at {hour} h, {region}" for c, hour in every if (c.level, hour) not in scored]
                 found += some
+            if shares:
+                ranks[variable] = as_array(np.stack(shares), [*regions], leads, levels)
     if empty and found:
         warnings.warn(
             f"{len(empty)} of the fields have no score, as they have no value in common or none is defined there: "
@@ -100,9 +120,9 @@ def evaluate(options: argparse.Namespace) -> list[scores.Record]:
         )
     if not found:
         raise ValueError(
-            f"{', '.join(wanted)} are undefined in {', '.join(boxes)}: spectra are of whole latitude circles."
+            f"{', '.join(wanted)} are undefined in {', '.join(regions)}: spectra are of whole latitude circles."
         )
-    return found
+    return found, ranks
 
 
 def moments(
@@ -149,7 +169,7 @@ def choose_leads(forecast: Fields, hours: Sequence[float] | None) -> np.ndarray:
 
 def choose_metrics(forecast: Fields, asked: Sequence[str] | None, climatology: bool) -> tuple[str, ...]:
     """All that the forecast can have, or those asked for; refuses the ensemble's metrics to one member."""
-    refused = scores.ENSEMBLE if (forecast.members or 1) < 2 else ()
+    refused = (*scores.ENSEMBLE, scores.RANKS) if (forecast.members or 1) < 2 else ()
     if wrong := [metric for metric in asked or () if metric in refused]:
         raise ValueError(
             f"{', '.join(wrong)} of the {forecast.name}: it has one member, and the spread of members takes two. A "
@@ -157,22 +177,24 @@ def choose_metrics(forecast: Fields, asked: Sequence[str] | None, climatology: b
         )
     if "acc" in (asked or ()) and not climatology:
         raise ValueError(f"acc of the {forecast.name} is of anomalies: name a climatology with --climatology.")
-    every = asked or (*scores.DETERMINISTIC, *scores.ENSEMBLE)
+    if asked and {*asked} == {scores.RANKS}:
+        raise ValueError(f"{scores.RANKS} comes beside scores in scores.nc: name another of the --metrics as well.")
+    every = asked or (*scores.DETERMINISTIC, *scores.ENSEMBLE, scores.RANKS)
     return tuple(metric for metric in every if metric not in refused and (climatology or metric != "acc"))
 
 
-def parse_regions(texts: Sequence[str]) -> dict[str, scores.Box]:
-    """Names of `scores.REGIONS`, and boxes `name=south:north:west:east` in degrees."""
-    boxes = {}
+def parse_regions(texts: Sequence[str]) -> dict[str, scores.Region]:
+    """Names of `scores.REGIONS`, and boxes `name=south:north:west:east[,south:...]` in degrees."""
+    regions = {}
     for text in texts:
-        name, _, edges = text.partition("=")
+        name, _, boxes = text.partition("=")
         try:
-            south, north, west, east = map(float, edges.split(":")) if edges else scores.REGIONS[name]
+            edges = [tuple(map(float, box.split(":"))) for box in boxes.split(",")] if boxes else scores.REGIONS[name]
+            regions[name] = tuple((south, north, west, east) for south, north, west, east in edges)
         except (KeyError, ValueError):
             known = ", ".join(scores.REGIONS)
             raise ValueError(f"No region {text!r}; expected one of {known}, or name=south:north:west:east.") from None
-        boxes[name] = (south, north, west, east)
-    return boxes
+    return regions
 
 
 def parse_exceedances(texts: Sequence[str], chosen: Chosen) -> dict[str, list[str]]:
@@ -195,8 +217,21 @@ def parse_exceedances(texts: Sequence[str], chosen: Chosen) -> dict[str, list[st
 
 
 # -------------------------------------------------------------------------------------------------------------- results
-def write(folder: Path, found: list[scores.Record]) -> None:
-    """scores.csv, scores.json and scores.nc: one row, one object, one cell of an array for each score."""
+def as_array(
+    shares: Float[np.ndarray, "r t c rank"], regions: list[str], leads: np.ndarray, levels: Levels
+) -> xarray.DataArray:
+    """Rank histograms of a variable with their coordinates."""
+    axes = {"region": regions, LEAD: leads, "level": np.array(levels, float), "rank": np.arange(shares.shape[-1])}
+    array = xarray.DataArray(shares, axes, tuple(axes), attrs={"units": "1"})
+    array["rank"].attrs = {"units": "1", "long_name": "number of members below the truth"}
+    return array.isel(level=0, drop=True) if levels == [None] else array
+
+
+def write(folder: Path, found: list[scores.Record], ranks: Ranks) -> None:
+    """scores.csv, scores.json and scores.nc: one row, one object, one cell of an array for each score.
+
+    Rank histograms are in scores.nc alone.
+    """
     frame = pandas.DataFrame(found)
     frame.to_csv(folder / "scores.csv", index=False)
     (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -210,6 +245,9 @@ def write(folder: Path, found: list[scores.Record]) -> None:
         arrays[f"{variable}_{metric}"] = part["value"].to_xarray().assign_attrs(attributes)
         for name in ("cases", "missing"):  # those of the first metric: scores that are undefined are few
             arrays.setdefault(f"{variable}_{name}", part[name].to_xarray().astype(float).assign_attrs(units="1"))
+    for variable, shares in ranks.items():
+        long_name = f"{scores.RANKS} of {variable}".replace("_", " ")
+        arrays[f"{variable}_{scores.RANKS}"] = shares.assign_attrs(long_name=long_name)
     data = xarray.merge([array.rename(name) for name, array in arrays.items()], join="outer", compat="no_conflicts")
     if "level" in data:
         data["level"].attrs |= {"units": "hPa", "standard_name": "air_pressure", "positive": "down"}
@@ -244,12 +282,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--truth", required=True, help="Zarr of the same schema, or an archive by valid time")
     parser.add_argument("--climatology", help="Zarr by dayofyear and hour, or .npz; for acc")
     parser.add_argument("--out", help="folder of scores.csv, scores.json, scores.nc")
-    parser.add_argument("--regions", nargs="+", default=[*scores.REGIONS], help="names, or name=south:north:west:east")
+    parser.add_argument(
+        "--regions",
+        nargs="+",
+        default=REGIONS,
+        help=f"of {', '.join(scores.REGIONS)}; or name=south:north:west:east[,south:...]; the first six if left out",
+    )
     parser.add_argument("--variables", nargs="+", help="all of the forecast's if left out")
     parser.add_argument("--levels", nargs="+", type=int, help="in hPa; all if left out")
     parser.add_argument("--leads", nargs="+", type=float, help="lead times in hours; all if left out")
     parser.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="of the starts; both dates included whole")
-    metrics = (*scores.DETERMINISTIC, *scores.ENSEMBLE)
+    metrics = (*scores.DETERMINISTIC, *scores.ENSEMBLE, scores.RANKS)
     parser.add_argument("--metrics", nargs="+", choices=metrics, help="all that can be if left out")
     parser.add_argument(
         "--exceed",
@@ -269,13 +312,13 @@ def main(argv: list[str]) -> None:
             Path(options.out).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"--out {options.out} is not writable: {error}") from error
-    found = evaluate(options)
+    found, ranks = evaluate(options)
     say = (Console() if sys.stdout.isatty() else Console(width=160)).print  # a log keeps whole tables
     say(table(found))
     if not options.metrics and not {record["metric"] for record in found}.intersection(scores.ENSEMBLE):
         say("Metrics of an ensemble are left out: the forecast has one member, and the spread of members takes two.")
     if options.out:
-        write(Path(options.out), found)
+        write(Path(options.out), found, ranks)
     say(f"All {len(found)} scores are in {options.out}." if options.out else "--out DIR keeps all scores.")
 
 

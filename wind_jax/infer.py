@@ -183,10 +183,13 @@ def infer(c: ConfigDict) -> None:
             more, more_lines = problem.report(lambda case: posterior.read(case, whole))
             said, lines = said | more, lines + more_lines
         if truth:
+            before = lambda case: problem.states(case, problem.context - 1, 1)[0] if problem.context else None
             states = {
-                "truth": (truth.read(case, whole) for case in range(cases)),
+                "truth": ((truth.read(case, whole), before(case)) for case in range(cases)),
                 "members": (
-                    posterior.read(case, whole, slice(i, i + 1))[0] for case in range(cases) for i in range(c.members)
+                    (posterior.read(case, whole, slice(i, i + 1))[0], before(case))
+                    for case in range(cases)
+                    for i in range(c.members)
                 ),
             }
             said["realism"] = [realism_record(of, x, channels, prior.grid, ground) for of, x in states.items()]

@@ -137,6 +137,21 @@ def test_dry_mass_of_an_isothermal_atmosphere_and_its_drift(state):
     np.testing.assert_allclose(out["dry_air_mass_drift", None], np.broadcast_to(drift, (2, 3)), atol=1e-12)
 
 
+def test_a_forecast_drifts_from_its_last_known_frame(state):
+    """That frame is one for all members; what is returned is of the others, as if it had been among them."""
+    state[:, 0] = state[0, 0]
+    whole = realism.realism(state, CHANNELS, GRID, flat())
+    after = realism.realism(state[:, 1:], CHANNELS, GRID, flat(), before=state[0, 0])
+    assert after.keys() == whole.keys()
+    for key, value in whole.items():
+        np.testing.assert_array_equal(after[key], value[:, 1:], err_msg=str(key))
+    alone = realism.realism(state[:, 1:], CHANNELS, GRID, flat())
+    assert (alone["dry_air_mass_drift", None][:, 0] == 0).all()
+    assert (after["dry_air_mass_drift", None][:, 0] != 0).all()
+    assert np.isnan(alone["implied_evaporation", None][:, 0]).all()
+    assert np.isfinite(after["implied_evaporation", None]).all()
+
+
 def test_water_that_stays_in_the_air_or_falls_has_evaporated(state):
     """1 mm of rain and 1e-4 kg/kg more vapour in 6 hours, over a surface pressure of 1010 hPa."""
     columns = Columns(CHANNELS, GRID, flat())

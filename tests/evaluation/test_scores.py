@@ -66,29 +66,33 @@ DEGREE = Grid(np.arange(-89.5, 90), np.arange(0.0, 360))  # cell edges at whole 
 
 
 @pytest.mark.parametrize(
-    ("box", "latitudes", "degrees"),
+    ("region", "latitudes", "degrees"),
     [
         (scores.REGIONS["global"], (-90, 90), 360),
         (scores.REGIONS["tropics"], (-20, 20), 360),
-        (scores.REGIONS["extratropics-north"], (20, 90), 360),
-        (scores.REGIONS["extratropics-south"], (-90, -20), 360),
+        (scores.REGIONS["northern-hemisphere"], (20, 90), 360),
+        (scores.REGIONS["southern-hemisphere"], (-90, -20), 360),
         (scores.REGIONS["europe"], (35, 75), 55),
-        ((-10.0, 10.0, 170.5, -170.5), (-10, 10), 19),  # across the date line, spelled in two ways
-        ((-10.0, 10.0, 170.5, 189.5), (-10, 10), 19),
-        ((-10.0, 10.0, -20.5, 9.5), (-10, 10), 30),  # across Greenwich
-        ((-10.0, 10.0, -180.0, 180.0), (-10, 10), 360),
+        (scores.REGIONS["north-pacific"], (25, 60), 86),  # cells whose centres are 145 .. 230
+        (scores.REGIONS["ausnz"], (-45, -12), 56),  # a box ends at the centre of a row, which is in it
+        (scores.REGIONS["antarctic"], (-90, -60), 360),
+        (((-10.0, 10.0, 170.5, -170.5),), (-10, 10), 19),  # across the date line, spelled in two ways
+        (((-10.0, 10.0, 170.5, 189.5),), (-10, 10), 19),
+        (((-10.0, 10.0, -20.5, 9.5),), (-10, 10), 30),  # across Greenwich
+        (((-10.0, 10.0, -180.0, 180.0),), (-10, 10), 360),
+        (((-10.0, 10.0, 10.5, 30.5), (-10.0, 10.0, 20.5, 50.5)), (-10, 10), 40),  # what two share counts once
     ],
 )
-def test_regions_have_the_area_of_their_box(box, latitudes, degrees):
+def test_regions_have_the_area_of_their_boxes(region, latitudes, degrees):
     south, north = np.sin(np.deg2rad(latitudes))
     share = (north - south) / 2 * degrees / 360
-    weights = scores.region_weights(DEGREE, {"box": box})
+    weights = scores.region_weights(DEGREE, {"region": region})
     assert weights.shape == (1, 180, 360)
     assert weights.astype(float).sum() / weights[0].size == pytest.approx(share, rel=1e-5)
 
 
 def test_a_box_across_the_date_line_has_the_cells_on_both_sides():
-    weights = scores.region_weights(DEGREE, {"box": (0.0, 1.0, 178.0, -178.0)})[0]
+    weights = scores.region_weights(DEGREE, {"box": ((0.0, 1.0, 178.0, -178.0),)})[0]
     assert sorted(DEGREE.longitude[weights.any(0)]) == [178, 179, 180, 181, 182]
     assert DEGREE.latitude[weights.any(1)] == [0.5]
 
@@ -98,12 +102,29 @@ def test_a_box_across_the_date_line_has_the_cells_on_both_sides():
 )
 def test_boxes_that_are_none(box):
     with pytest.raises(ValueError, match=r"'somewhere'.* is no box: expected south:north:west:east"):
-        scores.region_weights(DEGREE, {"somewhere": box})
+        scores.region_weights(DEGREE, {"somewhere": ((0.0, 9.0, 0.0, 9.0), box)})
 
 
 def test_a_box_between_cell_centres():
     with pytest.raises(ValueError, match=r"'small', 0.6:0.9:0:9, holds no cell centre of the grid of 180 x 360"):
-        scores.region_weights(DEGREE, {"small": (0.6, 0.9, 0.0, 9.0)})
+        scores.region_weights(DEGREE, {"small": ((0.6, 0.9, 0.0, 9.0),)})
+
+
+def test_the_extra_tropics_are_both_hemispheres_by_their_areas():
+    """On rows from -88 to 83 degrees the southern cells reach nearer to the equator and have more area."""
+    rng = np.random.default_rng(0)
+    grid = Grid(np.arange(-88.0, 84, 9.5), np.arange(12) * 30.0)
+    x, y = rng.normal(size=(3, 2, 19, 12, 2)).astype(np.float32), rng.normal(size=(2, 19, 12, 2)).astype(np.float32)
+    y[:, :9] *= 3
+    names = ("extra-tropics", "southern-hemisphere", "northern-hemisphere")
+    weights = scores.region_weights(grid, {name: scores.REGIONS[name] for name in names})
+    both, south, north = scores.moments(x, y, weights)["mse"]
+    area = weights.sum((1, 2))
+    assert area[1] > 1.05 * area[2]
+    np.testing.assert_allclose(both, (area[1] * south + area[2] * north) / (area[1] + area[2]), rtol=1e-5)
+    rows = abs(grid.latitude) >= 20
+    errors = ((x.mean(0) - y)[:, rows] ** 2).mean(2)  # (t, rows, c)
+    np.testing.assert_allclose(both, np.average(errors, axis=1, weights=weights[0, rows, 0]), rtol=1e-5)
 
 
 def test_regions_at_once_are_regions_one_by_one():
@@ -111,13 +132,23 @@ def test_regions_at_once_are_regions_one_by_one():
     grid = Grid(np.linspace(-80, 80, 9), np.arange(12) * 30.0)
     weights = scores.region_weights(grid, scores.REGIONS)
     x, y = rng.normal(size=(3, 2, 9, 12, 2)).astype(np.float32), rng.normal(size=(2, 9, 12, 2)).astype(np.float32)
-    wanted = (*scores.DETERMINISTIC, *scores.ENSEMBLE)
+    wanted = (*scores.DETERMINISTIC, *scores.ENSEMBLE, scores.RANKS)
     together = scores.moments(x, y, weights, None, y - 1, wanted, grid)
-    assert {name: value.shape[:3] for name, value in together.items()} == dict.fromkeys(together, (5, 2, 2))
+    assert {name: value.shape[:3] for name, value in together.items()} == dict.fromkeys(together, (13, 2, 2))
+    assert together[scores.RANKS].shape[3:] == (4,)
     for i, weight in enumerate(weights):
         for name, value in scores.moments(x, y, weight, None, y - 1, wanted, grid).items():
             np.testing.assert_allclose(together[name][i], value, rtol=1e-5, err_msg=name)
-    assert np.isnan(together["spectrum"][-1]).all()  # Europe has no whole latitude circle
+    whole = {name for name, spectrum in zip(scores.REGIONS, together["spectrum"]) if not np.isnan(spectrum).any()}
+    boxes = {"europe", "north-america", "north-atlantic", "north-pacific", "east-asia", "ausnz"}
+    assert whole == {*scores.REGIONS} - boxes  # which have no whole latitude circle
+
+
+def test_rank_histograms_of_cases_are_averaged_where_they_have_a_value():
+    nan = [np.nan] * 3
+    cases = [{scores.RANKS: np.array(ranks)} for ranks in ([[[1, 0, 0], nan]], [[[0, 0.5, 0.5], nan]], [[nan, nan]])]
+    np.testing.assert_array_equal(scores.rank_histogram(cases), [[[0.5, 0.25, 0.25], nan]])
+    assert scores.records("posterior", cases, CHANNELS, members=2, lead_hours=[6], wanted=[scores.RANKS]) == []
 
 
 def test_cases_without_a_value_are_not_counted(cases):

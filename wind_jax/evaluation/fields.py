@@ -4,6 +4,9 @@ Unlike `wind_jax.data.store`, which feeds the prior, this takes variables and le
 and values that are missing.
 """
 
+import re
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -84,9 +87,9 @@ class Fields:
         return whole(self.data["level"].to_numpy()) if "level" in self.data[variable].dims else [None]
 
     def units(self, variable: str) -> str:
-        """Of a variable, spelled like "m s-1"; those of the table of channels where the file does not say."""
+        """Of a variable, without the ** of "m s**-1"; those of the table of channels where the file does not say."""
         known = (PRESSURE_VARIABLES | SURFACE_VARIABLES).get(variable, "")
-        return self.data[variable].attrs.get("units", known).replace("**", "")
+        return str(self.data[variable].attrs.get("units") or known).replace("**", "")
 
     def read(self, variable: str, levels: Levels, where: Where) -> Float[np.ndarray, "m t h w c"]:
         """Fields at some positions along the other dimensions, in float32; NaN where there is no value."""
@@ -100,12 +103,13 @@ class Fields:
 
 
 def agree(first: Fields, second: Fields, chosen: Chosen) -> None:
-    """Checks that two files can be compared.
+    """Checks that two files can be compared; warns of variables that have units on one side alone.
 
     Raises:
         ValueError: grids, variables, dimensions, levels or units that differ; both sides are named.
     """
     agree_in_grid(first.name, first.grid, second.name, second.grid)
+    unsaid = []
     for variable, levels in chosen.items():
         if variable not in second.data:
             names = f"{list(second.data)}. Choose among {first.variables}"
@@ -123,10 +127,31 @@ def agree(first: Fields, second: Fields, chosen: Chosen) -> None:
                 f"{second.name} has {other}. Choose what both have with --levels and --variables."
             )
         units = first.units(variable), second.units(variable)
-        if all(units) and units[0] != units[1]:
+        if all(units) and _factors(units[0]) != _factors(units[1]):
             raise ValueError(
                 f"{variable!r} is in {units[0]!r} in the {first.name} and in {units[1]!r} in the {second.name}."
             )
+        if any(units) and not all(units):
+            one, other = (f"{unit!r}" if unit else "no units" for unit in units)
+            unsaid.append(f"{variable!r} has {one} in the {first.name} and {other} in the {second.name}")
+    if unsaid:
+        warnings.warn(f"Taken to be in the same units: {'; '.join(unsaid)}.", stacklevel=2)
+
+
+def _factors(units: str) -> dict[str, int]:
+    """Powers of the factors of units, in whichever spelling; what is no factor with a power stands for itself.
+
+    >>> _factors("m2 s-2") == _factors("m^2/s^2") == {"m": 2, "s": -2}
+    True
+    >>> _factors("kg/kg") == _factors("1") == {}
+    True
+    """
+    powers = Counter()
+    for over, factor in re.findall(r"(/?)\s*((?:[^\s/*.]|\.\d)+)", units):
+        parts = re.fullmatch(r"(\D+?)\^?([+-]?\d+)", factor)
+        name, power = parts.groups() if parts else (factor, 1)
+        powers[name] += -int(power) if over else int(power)
+    return {name: power for name, power in powers.items() if power and name != "1"}
 
 
 def agree_in_grid(first: str, grid: Grid, second: str, other: Grid) -> None:

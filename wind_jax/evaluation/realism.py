@@ -145,6 +145,7 @@ def realism(
     grid: Grid,
     surface_geopotential: Float[np.ndarray, "_ _"] | None,
     hours: float = 6.0,
+    before: Float[Array | np.ndarray, "*#batch h w c"] | None = None,
 ) -> dict[tuple[str, int | None], Float[Array | np.ndarray, "*batch t"]]:
     """All diagnostics that the channels allow, of each frame of each member.
 
@@ -155,12 +156,14 @@ def realism(
         surface_geopotential: (h, w) m2 s-2; None leaves out what needs the ground: the hydrostatic residual, the mass
             of dry air and the water budget.
         hours: between frames; the water budget is left out unless 6, the hours that precipitation is summed over.
+        before: the frame before the first, such as the last known one of a forecast; broadcast over members and cases.
 
     Returns:
         (name, level) -> (..., t), in `UNITS[name]`. Level is None for the whole atmosphere, and for a layer its lower
         level. Names: "geostrophic_imbalance", "hydrostatic_residual", "negative_specific_humidity" and
         "negative_total_precipitation_6hr" (`negative_share`), "dry_air_mass" of the Earth, "dry_air_mass_drift", its
-        relative departure from the first frame of x, and "implied_evaporation".
+        relative departure from `before`, or from the first frame of x, and "implied_evaporation", which the first
+        frame has only with `before`.
 
     Raises:
         ValueError: a state or a ground that does not fit the channels and the grid.
@@ -171,6 +174,11 @@ def realism(
         raise ValueError(
             f"surface geopotential has shape {surface_geopotential.shape}, expected {grid.shape} of the grid"
         )
+    if before is not None:
+        xp = _namespace(x)
+        first = xp.broadcast_to(before, (*x.shape[:-4], *x.shape[-3:]))[..., None, :, :, :]
+        found = realism(xp.concatenate([first, x], axis=-4), channels, grid, surface_geopotential, hours)
+        return {key: value[..., 1:] for key, value in found.items()}
     index = {(c.name, c.level): i for i, c in enumerate(channels)}
     shared = lambda *names: sorted(set.intersection(*({c.level for c in channels if c.name == n} for n in names)))
     out = {}

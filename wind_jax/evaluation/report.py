@@ -213,7 +213,7 @@ def _row(key: tuple[str, int | None], cells: Mapping, columns: Sequence[tuple[st
         value = cells[column]["value"]
         mark = ' class="best"' if value == best.get(column[0]) else ""
         shown = value * (how.factor if cells[column]["unit"] == unit else 1)
-        out.append(f'<td{mark} data-value="{value!r}">{shown:.4g}</td>')
+        out.append(f'<td{mark} data-value="{shown!r}">{shown:.4g}</td>')  # a heading sorts by what is seen
     return "".join(out) + "</tr>"
 
 

@@ -15,20 +15,32 @@ from wind_jax.evaluation import metrics
 from wind_jax.sphere import Grid, area_weights
 
 Moments = dict[str, Float[np.ndarray, "t c *k"]]
-"""Area means of one case by frame and channel, and by wavenumber where they are spectra: those of `_MOMENTS`, "acc",
-"spectrum" and "spectrum_of_truth", and "missing", the share of the area without a value."""
+"""Area means of one case by frame and channel, and by wavenumber or rank where they are spectra or rank histograms:
+those of `_MOMENTS`, "acc", "spectrum" and "spectrum_of_truth", and "missing", the share of the area without a value."""
 
 Box = tuple[float, float, float, float]
 """South, north, west and east edge in degrees, all included; 170 to -170 or 190 crosses the date line."""
 
-REGIONS: dict[str, Box] = {
-    "global": (-90.0, 90.0, 0.0, 360.0),
-    "tropics": (-20.0, 20.0, 0.0, 360.0),
-    "extratropics-north": (20.0, 90.0, 0.0, 360.0),
-    "extratropics-south": (-90.0, -20.0, 0.0, 360.0),
-    "europe": (35.0, 75.0, -12.5, 42.5),
+Region = tuple[Box, ...]
+"""The cells that are in any of its boxes."""
+
+_NORTH, _SOUTH = (20.0, 90.0, 0.0, 360.0), (-90.0, -20.0, 0.0, 360.0)
+REGIONS: dict[str, Region] = {
+    "global": ((-90.0, 90.0, 0.0, 360.0),),
+    "tropics": ((-20.0, 20.0, 0.0, 360.0),),
+    "extra-tropics": (_SOUTH, _NORTH),
+    "northern-hemisphere": (_NORTH,),
+    "southern-hemisphere": (_SOUTH,),
+    "europe": ((35.0, 75.0, -12.5, 42.5),),
+    "north-america": ((25.0, 60.0, -120.0, -75.0),),
+    "north-atlantic": ((25.0, 65.0, -70.0, -10.0),),
+    "north-pacific": ((25.0, 60.0, 145.0, -130.0),),
+    "east-asia": ((25.0, 60.0, 102.5, 150.0),),
+    "ausnz": ((-45.0, -12.5, 120.0, 175.0),),
+    "arctic": ((60.0, 90.0, 0.0, 360.0),),
+    "antarctic": ((-90.0, -60.0, 0.0, 360.0),),
 }
-"""WeatherBench2's regions."""
+"""WeatherBench2's regions, by its names: the hemispheres are without the tropics."""
 
 BASIC = ("rmse", "debiased_rmse", "crps", "spread_skill_ratio", "acc")
 """Metrics of the table of a run."""
@@ -38,6 +50,8 @@ DETERMINISTIC = ("rmse", "bias", "mae", "acc", "spectral_divergence", "log_spect
 ENSEMBLE = ("crps", "energy_score", "spread", "spread_skill_ratio", "debiased_mse", "debiased_rmse")
 """Metrics that need two or more members. "debiased" is the error of the mean that infinitely many members would have:
 MSE - variance / M, unbiased for exchangeable members."""
+RANKS = "rank_histogram"
+"""A moment of two or more members that is no number, and has no record: `rank_histogram`."""
 BRIER = "brier_above_"
 """Begins the name of the Brier score of an exceedance, which ends with the threshold: `exceedance(280.0)`."""
 
@@ -48,6 +62,7 @@ _MOMENTS = {
     "crps": metrics.crps,
     "energy_score": metrics.energy_score,
     "variance": lambda x, y, *cells: metrics.ensemble_variance(x, *cells),
+    RANKS: lambda *args: jnp.moveaxis(metrics.rank_histogram(*args), 0, -1),
 }
 _debiased = lambda mean, members: mean["mse"] - mean["variance"] / members
 # What a metric is made of, and how; one that is not here is a moment itself, averaged over cases.
@@ -92,31 +107,35 @@ class Record(TypedDict):
     missing: float
 
 
-def region_weights(grid: Grid, boxes: Mapping[str, Box]) -> Float[np.ndarray, "r h w"]:
-    """Cell areas inside each box, 0 outside; a cell belongs to a box as a whole, by its centre.
+def region_weights(grid: Grid, regions: Mapping[str, Region]) -> Float[np.ndarray, "r h w"]:
+    """Cell areas inside each region, 0 outside; a cell belongs to a box as a whole, by its centre.
 
     Args:
         grid: of the fields.
-        boxes: by name, such as `REGIONS`.
+        regions: by name, such as `REGIONS`.
 
     Raises:
         ValueError: edges that are no box, or a box without a cell.
     """
-    weights = []
-    for name, (south, north, west, east) in boxes.items():
-        box = f"The region {name!r}, {south:g}:{north:g}:{west:g}:{east:g},"
-        if not (-90 <= south <= north <= 90 and -360 <= west <= 360 and -360 <= east <= 360):
-            raise ValueError(
-                f"{box} is no box: expected south:north:west:east with -90 <= south <= north <= 90 and west and east "
-                "within [-360, 360]."
-            )
-        width = 360.0 if abs(east - west) >= 360 else (east - west) % 360
-        rows = (grid.latitude >= south - 1e-4) & (grid.latitude <= north + 1e-4)
-        columns = (grid.longitude.astype(float) - west + 1e-4) % 360 <= width + 2e-4
-        if not (rows.any() and columns.any()):
-            raise ValueError(f"{box} holds no cell centre of the grid of {' x '.join(map(str, grid.shape))} cells.")
-        weights.append(area_weights(grid) * (rows[:, None] & columns[None, :]))
-    return np.stack(weights)
+    inside = [np.any([_cells_of(grid, name, box) for box in region], axis=0) for name, region in regions.items()]
+    return area_weights(grid) * np.stack(inside)
+
+
+def _cells_of(grid: Grid, name: str, box: Box) -> Bool[np.ndarray, "h w"]:
+    """Those of a box; its region's name is for errors."""
+    south, north, west, east = box
+    text = f"The region {name!r}, {south:g}:{north:g}:{west:g}:{east:g},"
+    if not (-90 <= south <= north <= 90 and -360 <= west <= 360 and -360 <= east <= 360):
+        raise ValueError(
+            f"{text} is no box: expected south:north:west:east with -90 <= south <= north <= 90 and west and east "
+            "within [-360, 360]."
+        )
+    width = 360.0 if abs(east - west) >= 360 else (east - west) % 360
+    rows = (grid.latitude >= south - 1e-4) & (grid.latitude <= north + 1e-4)
+    columns = (grid.longitude.astype(float) - west + 1e-4) % 360 <= width + 2e-4
+    if not (rows.any() and columns.any()):
+        raise ValueError(f"{text} holds no cell centre of the grid of {' x '.join(map(str, grid.shape))} cells.")
+    return rows[:, None] & columns[None, :]
 
 
 def moments(
@@ -136,13 +155,13 @@ def moments(
         weights: of the cells, (h, 1) or (h, w); or of each of some regions, (r, h, w).
         mask: cells that count; all where it is None.
         climatology: gives "acc", the anomaly correlation of the ensemble mean.
-        wanted: metrics that `records` is to make of them, those that this ensemble has.
+        wanted: metrics that `records` is to make of them, or `RANKS`; those that this ensemble has.
         grid: gives spectra.
 
     Returns:
         `Moments`, with the regions before the frames where there are some.
     """
-    absent = ({"variance"} if len(ensemble) == 1 else set()) | ({"acc"} if climatology is None else set())
+    absent = ({"variance", RANKS} if len(ensemble) == 1 else set()) | ({"acc"} if climatology is None else set())
     absent |= {"spectrum", "spectrum_of_truth"} if grid is None else set()
     names = sorted({name for metric in wanted for name in _made_of(metric)} - absent)
     values = _moments(ensemble, truth, weights, mask, climatology, tuple(names), grid)
@@ -223,16 +242,11 @@ def records(
     axes = (0, 1) if lead_hours is None else (0,)
     mean, count = {}, {}
     for name in cases[0]:
-        value = np.stack([case[name] for case in cases]).astype(np.float64)
-        valid = np.isfinite(value).all(tuple(range(3, value.ndim)), keepdims=True)
-        total = np.where(valid, value, 0).sum(axes, keepdims=True)[0]
-        with np.errstate(invalid="ignore"):
-            mean[name] = total / valid.sum(axes, keepdims=True)[0]
-        count[name] = valid.any(axes[1:], keepdims=True).sum(0)
+        mean[name], count[name] = _pool([case[name] for case in cases], axes)
     missing = mean.get("missing", np.zeros((len(lead_hours or [0]), len(channels))))
     found = []
     for metric in wanted:
-        if not mean.keys() >= set(_made_of(metric)):
+        if metric == RANKS or not mean.keys() >= set(_made_of(metric)):
             continue
         value = _POOLED[metric][1](mean, members) if metric in _POOLED else mean[metric]
         found += [
@@ -253,6 +267,24 @@ def records(
             if np.isfinite(value[i, j])
         ]
     return found
+
+
+def rank_histogram(cases: Sequence[Moments]) -> Float[np.ndarray, "t c rank"]:
+    """Share of the area where the truth lies above 0..M of the M members, averaged over cases as `records` does.
+
+    It sums to 1 over ranks, and is 1 / (M + 1) everywhere for a reliable ensemble; NaN where no case has a value.
+    """
+    return _pool([case[RANKS] for case in cases], axes=(0,))[0]
+
+
+def _pool(cases: Sequence[Float[np.ndarray, "t c *k"]], axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over cases, and frames if they are among the axes, that have a value; and the number of these cases."""
+    value = np.stack(cases).astype(np.float64)
+    valid = np.isfinite(value).all(tuple(range(3, value.ndim)), keepdims=True)
+    total = np.where(valid, value, 0).sum(axes, keepdims=True)[0]
+    with np.errstate(invalid="ignore"):
+        mean = total / valid.sum(axes, keepdims=True)[0]
+    return mean, valid.any(axes[1:], keepdims=True).sum(0)
 
 
 def _unit(metric: str, channel: Channel) -> str:

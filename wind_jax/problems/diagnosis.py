@@ -64,7 +64,7 @@ def furthest(observation: Observation, x: jax.Array) -> str:
 
 def realism_record(
     of: str,
-    trajectories: Iterable[Float[np.ndarray, "t h w c"]],
+    trajectories: Iterable[tuple[Float[np.ndarray, "t h w c"], Float[np.ndarray, "h w c"] | None]],
     channels: Sequence[Channel],
     grid: Grid,
     surface_geopotential: Float[np.ndarray, "h w"] | None,
@@ -73,12 +73,12 @@ def realism_record(
 
     Args:
         of: what the states are, kept under "of".
-        trajectories: physical units, frames 6 h apart.
+        trajectories: physical units, frames 6 h apart; and the known frame before the first, if there is one.
         channels: of the states.
         grid: of the states.
         surface_geopotential: m2 s-2; None leaves out what needs the ground.
     """
-    found = [realism(x, channels, grid, surface_geopotential) for x in trajectories]
+    found = [realism(x, channels, grid, surface_geopotential, before=before) for x, before in trajectories]
     size = {key: np.abs([each[key] for each in found]) for key in found[0]}
     label = lambda name, level: f"{name}{'' if level is None else f', {level} hPa'} ({UNITS[name]})"
     return {"of": of} | {label(*key): float(np.nanmean(a)) for key, a in size.items() if np.isfinite(a).any()}
