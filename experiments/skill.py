@@ -6,7 +6,7 @@
 Runs `wind_jax.infer` for each entry of `RUNS` that the package as it is has not done yet, and writes the tables between
 the marks of both files. Every number is that of a record in `<workdir>/<run>/scores.json`, which its table names.
 
-Hardware: two CPU cores, 6 GB of memory, 32 minutes.
+Hardware: two CPU cores, 6 GB of memory, 21 minutes.
 """
 
 import hashlib
