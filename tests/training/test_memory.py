@@ -56,7 +56,10 @@ def test_prediction_is_near_what_the_compiler_reports(shape, remat):
     assert sum(predicted.values()) == pytest.approx(whole, rel=0.15)
 
 
-def test_backward_bytes_of_a_layer_are_its_input_and_its_weight():
+def test_backward_bytes_of_a_layer_are_its_input_beside_its_arguments():
     x, weight = jnp.zeros((7, 30)), jnp.zeros((30, 50))
-    assert backward_bytes(lambda weight: x @ weight, weight) == (4 * 7 * 30, 0)
-    assert backward_bytes(lambda both: both[0] @ both[1], (x, weight)) == (4 * (7 * 30 + 30 * 50), 0)
+    assert backward_bytes(lambda weight: x @ weight, weight) == (4 * 7 * 30, [])
+    assert backward_bytes(lambda both: both[0] @ both[1], (x, weight)) == (0, [])
+    half = lambda both: both[0].astype(jnp.bfloat16) @ both[1].astype(jnp.bfloat16)
+    assert backward_bytes(half, (x, weight)) == (2 * (7 * 30 + 30 * 50), [])
+    assert backward_bytes(half, (x, weight), widen=True) == (4 * (7 * 30 + 30 * 50), [])

@@ -123,6 +123,13 @@ def test_nothing_large_is_replicated(experiment):
             assert sharding.spec[0] is None, path
 
 
+def test_fsdp_that_would_split_nothing_is_refused():
+    config = UViTConfig(channels=3, latitude=8, longitude=32, widths=(256, 512), blocks=("res", "transformer"))
+    mesh = make_mesh(data=2, fsdp=3, devices=jax.devices()[:6])
+    with pytest.raises(ValueError, match=r"fsdp = 3 divides neither .* the largest of shape \(4, 512, 3584\)"):
+        state_sharding(config, OPTIMIZER, mesh)
+
+
 @functools.cache
 def computed(shape):
     """Loss, its gradient and a sampled and guided ensemble of a small network, on a mesh."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -27,38 +28,46 @@ def matmul_flops(fn: Callable, *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def backward_bytes(fn: Callable, *args: Any) -> tuple[int, int]:
+def backward_bytes(fn: Callable, *args: Any, widen: bool = False) -> tuple[int, list[int]]:
     """Bytes that the backward pass of `fn(*args)` to its first argument reads.
 
     Args:
       fn: any traceable function.
       *args: its arguments; `jax.ShapeDtypeStruct` will do.
+      widen: count bfloat16 as float32, to which XLA converts it on CPU.
 
     Returns:
-      kept: all that the forward pass leaves for it, arguments among them.
-      block: what one step of the dearest scan, or of what is under `jax.checkpoint` in it, makes for itself meanwhile.
+      kept: all that the forward pass leaves for it; not arguments, which are there anyway.
+      blocks: for every scan, and for what is under `jax.checkpoint` in it, what one step has for itself meanwhile: its
+        arguments, and what it makes of them.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> twice = lambda body: lambda x: jax.lax.scan(body, x, None, length=2)[0]
       >>> body = lambda x, _: (jnp.sin(jnp.sin(x)), None)
       >>> backward_bytes(twice(body), jnp.ones(10))  # two cosines a step
-      (160, 80)
+      (160, [80])
       >>> backward_bytes(twice(jax.checkpoint(body)), jnp.ones(10))  # the argument of each step
-      (80, 80)
+      (80, [40, 80])
     """
-    parts = map(_residuals_of, _blocks(jax.make_jaxpr(fn)(*args).jaxpr))
-    return _residuals(fn, *args), max(parts, default=0)
+    blocks = _blocks(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _residuals(fn, *args, widen=widen), [_residuals_of(block, widen) for block in blocks]
 
 
-def _residuals(fn: Callable, *args: Any) -> int:
+def _residuals(fn: Callable, *args: Any, widen: bool, arguments: bool = False) -> int:
     pullback = lambda first, *rest: jax.vjp(lambda first: fn(first, *rest), first)[1]
-    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(jax.eval_shape(pullback, *args)))
+    jaxpr = jax.make_jaxpr(pullback)(*args).jaxpr
+    left = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    return sum(_bytes(v.aval, widen) for v in (left if arguments else left - set(jaxpr.invars)))
 
 
-def _residuals_of(jaxpr: core.Jaxpr) -> int:
+def _residuals_of(jaxpr: core.Jaxpr, widen: bool) -> int:
     block = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-    return _residuals(lambda inputs: block(*inputs), [v.aval for v in jaxpr.invars])
+    return _residuals(lambda inputs: block(*inputs), [v.aval for v in jaxpr.invars], widen=widen, arguments=True)
+
+
+def _bytes(array: Any, widen: bool) -> int:
+    return array.size * (4 if widen and array.dtype == jnp.bfloat16 else array.dtype.itemsize)
 
 
 def _blocks(jaxpr: core.Jaxpr) -> Iterator[core.Jaxpr]:

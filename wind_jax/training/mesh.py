@@ -4,6 +4,7 @@ Axes: `data` splits the batch; `fsdp` splits the batch too, and every large para
 average; `space` splits longitude (its size divides well, 721 rows do not; the compiler exchanges the halos).
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Collection
 from typing import Any
@@ -18,6 +19,7 @@ from wind_jax.model.flops import backward_bytes
 
 AXES = ("data", "fsdp", "space")
 SMALLEST_SHARDED = 2**14  # elements; below it a copy on every device is cheaper than gathering
+SMALLEST_LARGE = 2**20  # elements; from here on a copy on every device is what `fsdp` is there to avoid
 SHORTEST_SPLIT = 64  # elements of an axis; never so few as to be that of stacked blocks
 
 
@@ -64,6 +66,26 @@ def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(rule, tree)
 
 
+def check_split(mesh: Mesh, tree: Any) -> None:
+    """Check that `parameter_sharding` splits what is large: where it finds no axis to split, it says nothing.
+
+    Raises:
+        ValueError: `fsdp` divides none of the last two axes of a large array, which every device would hold whole.
+    """
+    size = mesh.shape["fsdp"]
+    whole = [
+        leaf.shape
+        for leaf, sharding in zip(jax.tree.leaves(tree), jax.tree.leaves(parameter_sharding(mesh, tree)), strict=True)
+        if leaf.size >= SMALLEST_LARGE and sharding.is_fully_replicated
+    ]
+    if size > 1 and whole:
+        largest = max(whole, key=math.prod)
+        raise ValueError(
+            f"fsdp = {size} divides neither of the last two axes of {len(whole)} large arrays, the largest of shape "
+            f"{largest}: every device would hold them whole. Choose an fsdp that divides config.model.widths, or 1."
+        )
+
+
 def device_bytes(shardings: Any, abstract: Any) -> int:
     """Bytes of a tree of arrays on one device."""
     size = lambda sharding, leaf: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -73,10 +95,12 @@ def device_bytes(shardings: Any, abstract: Any) -> int:
 def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.ShapeDtypeStruct]) -> dict[str, int]:
     """Bytes of a training step on each device, predicted from shapes in seconds.
 
-    State and batch are exact. The rest is what the backward pass reads, one block's values, gradients, and of a
-    parameter that `fsdp` splits one whole copy with its gradient. What a compiler adds is scratch space of single
-    operations; what it saves, it does by fusing them. The activations are those of the program as traced here: on CPU
-    a convolution reads nine copies of its input (`model.layers.conv3x3`).
+    State and batch are exact. The rest is what the step holds when the backward pass is at the block that needs most:
+    all that it still reads, that block's own, and gradients. Parameters that `fsdp` splits are whole where they are
+    used: those outside of stacks from there on until the backward pass is through with them, those of a block while it
+    runs, with their gradient. What a compiler adds is cotangents and scratch space of single operations; what it saves,
+    it does by fusing them. The activations are those of the program as traced here. On CPU bfloat16 counts as float32:
+    XLA has no products of bfloat16 there, and keeps what they read converted.
 
     Args:
         loss: (params, batch) -> scalar.
@@ -84,21 +108,25 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
         batch: abstract arrays of the global batch.
     """
     samples = lambda n: {name: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in batch.items()}
-    once, twice = (backward_bytes(loss, state.params, samples(n)) for n in (1, 2))
-    # What grows with the batch; the difference leaves out the parameters, which both have.
-    kept, block = ((b - a) * batch["x"].shape[0] // mesh.size for a, b in zip(once, twice, strict=True))
+    size = lambda n: backward_bytes(loss, state.params, samples(n), widen=jax.default_backend() == "cpu")
+    # What `fsdp` splits is gathered only where a mesh is set.
+    with jax.set_mesh(mesh) if mesh.shape["fsdp"] > 1 else contextlib.nullcontext():
+        (kept, blocks), (kept_by_two, blocks_by_two) = size(1), size(2)
+    # What grows with the batch is split over the mesh, what does not is of parameters.
+    grows = lambda one, two: (two - one) * batch["x"].shape[0] // mesh.size
+    stays = lambda one, two: 2 * one - two
+    dearest = max(zip(blocks, blocks_by_two, strict=True), key=lambda b: grows(*b) + 2 * stays(*b), default=(0, 0))
     held = lambda tree: device_bytes(parameter_sharding(mesh, tree), tree)
-    layer = lambda path, leaf: leaf.size // leaf.shape[0] if "blocks" in jax.tree_util.keystr(path) else leaf.size
-    largest = max(layer(*item) * item[1].dtype.itemsize for item in jax.tree.leaves_with_path(state.params))
     return {
         "parameters": held(state.params),
         "their average": held(state.ema),
         "state of the optimizer": held(state.opt_state),
         "a batch": device_bytes(jax.tree.map(lambda _: batch_sharding(mesh), batch), batch),
         "gradients": held(state.params),
-        "activations kept": kept,
-        "one block's activations": block,
-        "parameters gathered": 2 * largest if mesh.shape["fsdp"] > 1 else 0,
+        "activations kept": grows(kept, kept_by_two),
+        "parameters kept as they are used": stays(kept, kept_by_two),
+        "one block's activations": grows(*dearest),
+        "one block's parameters with their gradient": 2 * stays(*dearest),
     }
 
 

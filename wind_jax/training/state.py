@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import pure_params
-from wind_jax.training.mesh import parameter_sharding
+from wind_jax.training.mesh import check_split, parameter_sharding
 
 Loss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
 
@@ -64,8 +64,14 @@ def init_state(config: UViTConfig, optimizer: optax.GradientTransformation, mesh
 
 
 def state_sharding(config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Sharding of every array of the state."""
-    return parameter_sharding(mesh, abstract_state(config, optimizer))
+    """Sharding of every array of the state.
+
+    Raises:
+        ValueError: an `fsdp` that splits none of the axes of something large.
+    """
+    abstract = abstract_state(config, optimizer)
+    check_split(mesh, abstract)
+    return parameter_sharding(mesh, abstract)
 
 
 def make_train_step(
