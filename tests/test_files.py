@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import os
 import resource
+import socket
 import threading
 
 import pytest
@@ -71,6 +73,28 @@ def test_a_prior_by_url(server, tmp_path):
     assert prior.config == load_prior(embedded("prior.npz")).config
     with pytest.raises(ValueError, match=r"none\.npz' does not exist"):
         load_prior(f"{server}/none.npz")
+
+
+@pytest.fixture
+def silent():
+    """Host and port of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_host_that_accepts_and_says_nothing(silent, monkeypatch):
+    monkeypatch.setattr("wind_jax.files._LIMIT", 0.5)
+    with pytest.raises(ValueError, match=rf"Cannot read 'http://{silent}/a': no answer within 0.5 s"):
+        read_bytes(f"http://{silent}/a")
+    for name, value in {"ENDPOINT_URL": f"http://{silent}", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with pytest.raises(OSError, match=rf"Cannot write 's3://bucket/a at http://{silent}': no answer within 0.5 s"):
+        write_bytes("s3://bucket/a", b"data")
+
+
+def test_tensorstore_finds_its_limits_at_its_first_request():
+    """Whichever module makes it: files read before any archive is opened count too."""
+    assert {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES"} <= os.environ.keys()
 
 
 @pytest.mark.slow  # it tries again for some seconds

@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,21 @@ def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_bat
     same_training(tmp_path, finished)
 
 
+@pytest.mark.parametrize("when", ["open_store", "init_state", "put_batch"])
+def test_sigterm_before_the_first_step_ends_in_order_too(archive, tmp_path, monkeypatch, capsys, when):
+    def terminate(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    handler, began = signal.getsignal(signal.SIGTERM), time.monotonic()
+    monkeypatch.setattr(f"wind_jax.train.{when}", terminate)
+    train(config(archive, tmp_path))
+    assert time.monotonic() - began < 60
+    assert "SIGTERM before the first step: nothing new to save" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 @pytest.mark.slow
 def test_sigterm_ends_a_wait_for_data(archive, finished, tmp_path, monkeypatch, capsys):
     """Of a batch that never comes; the steps before it are saved, and the run goes on from there."""
@@ -204,21 +220,41 @@ def test_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(archive, tm
         train(config(archive, tmp_path, checkpoint_every=6))
 
 
-def test_steps_that_are_not_finite_can_be_skipped(archive, tmp_path, before_batch):
-    before_batch(step14=poison)
-    train(config(archive, tmp_path, non_finite="skip"))
+@pytest.mark.parametrize(("log_every", "bad"), [(4, [14]), (1, [*range(5, 14), 24])])
+def test_steps_that_are_not_finite_can_be_skipped(archive, tmp_path, before_batch, log_every, bad):
+    """Nine in a row, and the last one, whatever the interval of the log."""
+    before_batch(**{f"step{n}": poison for n in bad})
+    train(config(archive, tmp_path, non_finite="skip", log_every=log_every))
     records = {record["step"]: record for record in metrics(tmp_path) if "loss" in record}
-    assert {step: record["skipped"] for step, record in records.items()} == {4: 0, 8: 0, 12: 0, 16: 1, 20: 0, 24: 0}
-    assert all(np.isfinite(record["loss"]) for record in records.values())
+    assert records.keys() == set(range(log_every, 25, log_every))
+    skipped = {step: record["skipped"] for step, record in records.items() if record["skipped"]}
+    assert skipped == Counter(-(-n // log_every) * log_every for n in bad)
+    assert all(np.isfinite(record["loss"]) for record in records.values() if record["skipped"] < log_every)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_prior(tmp_path / "prior.npz").params))
+
+
+def test_a_run_that_is_asked_to_end_saves_whatever_its_last_steps_were(archive, tmp_path, before_batch, capsys):
+    def terminate(batch):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return batch
+
+    before_batch(step14=terminate, step15=poison)
+    train(config(archive, tmp_path))
+    printed = capsys.readouterr().out
+    assert "warning: The loss or its gradient was not finite in 1 of the steps 13 to 16" in printed
+    assert "SIGTERM: saved step 16" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("log_every", "bad", "told"),
-    [(4, range(5, 9), "4 of the steps 5 to 8"), (20, range(21, 25), "4 of the steps 21 to 24")],
+    [
+        (4, range(5, 17), "4 of the steps 13 to 16, 12 in a row"),
+        (1, range(5, 17), "1 of the steps 14 to 14, 10 in a row"),
+        (20, range(15, 25), "4 of the steps 21 to 24, 10 in a row"),
+    ],
 )
-def test_skipping_all_steps_is_no_training(archive, tmp_path, before_batch, log_every, bad, told):
+def test_skipping_ten_steps_in_a_row_is_no_training(archive, tmp_path, before_batch, log_every, bad, told):
     before_batch(**{f"step{n}": poison for n in bad})
     with pytest.raises(FloatingPointError, match=f"not finite in {told}"):
         train(config(archive, tmp_path, non_finite="skip", log_every=log_every))
@@ -289,6 +325,9 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
         ({"batch_size": 3}, "batch_size 3 does not divide over data x fsdp = 8"),
         ({"mesh.data": 1, "mesh.space": 8, "data.grid": (16, 30)}, "30 longitudes do not divide over space = 8"),
         ({"non_finite": "ignore"}, "config.non_finite is 'ignore'"),
+        ({"log_every": 0}, "config.log_every is 0, expected 1 step or more"),
+        ({"validate_every": 0}, "config.validate_every is 0"),
+        ({"checkpoint_every": -1}, "config.checkpoint_every is -1"),
         ({"mesh.fsdp": 3}, "devices"),
         ({"optimizer.warmup": 24}, "warmup 24"),
         ({"model.widths": (32, 50)}, "50"),

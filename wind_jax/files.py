@@ -1,9 +1,15 @@
 """Whole files, on disk or in an object store, by one name: a path, gs://, s3:// or http(s)://."""
 
 import os
+from typing import Any
 
 import tensorstore as ts
 
+# Without these, tensorstore waits for ever on a connection gone quiet; it reads them at its first request.
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
+os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "256")
+_LIMIT = 600.0
+"""Time in seconds for one file in all; holds for the disk too, which may lie on a network."""
 # An unreachable host should fail in seconds.
 _CONTEXT = {f"{driver}_request_retries": {"max_retries": 5, "max_delay": "2s"} for driver in ("http", "gcs", "s3")}
 
@@ -25,7 +31,7 @@ def read_bytes(path: str | os.PathLike) -> bytes | None:
         ValueError: it cannot be read, or the store does not answer.
     """
     try:
-        result = _open(path).read("").result()
+        result = _in_time(_open(path).read(""))
     except Exception as error:
         raise ValueError(f"Cannot read {locate(path)[1]!r}: {error}") from error
     return result.value if result.state == "value" else None
@@ -38,7 +44,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         OSError: it could not be written: a full disk, no permission, no answer.
     """
     try:
-        _open(path).write("", data).result()
+        _in_time(_open(path).write("", data))
     except Exception as error:
         raise OSError(f"Cannot write {locate(path)[1]!r}: {error}") from error
 
@@ -63,4 +69,12 @@ def locate(path: str | os.PathLike) -> tuple[str | dict[str, str], str]:
 
 def _open(path: str | os.PathLike) -> ts.KvStore:
     spec, _ = locate(path if is_url(path) else os.path.abspath(path))
-    return ts.KvStore.open(spec, context=ts.Context(_CONTEXT)).result()
+    return _in_time(ts.KvStore.open(spec, context=ts.Context(_CONTEXT)))
+
+
+def _in_time(future: ts.Future | ts.WriteFutures) -> Any:
+    try:
+        return future.result(timeout=_LIMIT)
+    except TimeoutError:
+        future.cancel()
+        raise TimeoutError(f"no answer within {_LIMIT:g} s") from None

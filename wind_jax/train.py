@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from wind_jax import config as configuration
 from wind_jax.command import command
@@ -41,7 +40,7 @@ from wind_jax.progress import Progress
 from wind_jax.sphere import cell_area
 from wind_jax.training import processes
 from wind_jax.training.checkpoint import Checkpointer
-from wind_jax.training.log import RunLog, average, summary
+from wind_jax.training.log import RunLog, average, in_a_row, summary
 from wind_jax.training.mesh import (
     batch_sharding,
     check_batch,
@@ -53,6 +52,7 @@ from wind_jax.training.mesh import (
     put_flag,
     step_memory,
 )
+from wind_jax.training.processes import Termination, say
 from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
 from wind_jax.training.state import (
     abstract_state,
@@ -78,6 +78,7 @@ FIXED = (
     "specialist",
 )
 PROFILED = (5, 10)  # steps after the start between which `config.profile` traces
+MOST_SKIPPED = 10  # steps in a row: of more that are not finite, `config.non_finite = "skip"` makes no training either
 
 
 def train(c: ConfigDict, dry_run: bool = False) -> None:
@@ -92,12 +93,20 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         FloatingPointError: a loss or gradient that is not finite, unless config.non_finite is "skip".
         OSError: the last checkpoint of the run, or its prior, could not be written.
     """
+    termination = Termination()
+    with contextlib.nullcontext() if dry_run else termination, contextlib.ExitStack() as closing:
+        try:
+            _train(c, dry_run, termination, closing)
+        except Termination.Interruption:
+            say(f"SIGTERM before the first step: nothing new to save in {c.workdir}")
+
+
+def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: contextlib.ExitStack) -> None:
     if not dry_run and not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", join(c.workdir, "compile_cache"))  # before anything compiles
     config = traverse_util.flatten_dict(json.loads(configuration.to_json(c)), sep=".")
     processes.agree(config)
     main_process = jax.process_index() == 0
-    say = functools.partial(Console().print, soft_wrap=True) if main_process else lambda *_: None
 
     # ------------------------------------------------------------------------------------------ mesh, model, optimizer
     mesh = make_mesh(**c.mesh.to_dict())
@@ -109,6 +118,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
     if c.non_finite not in ("stop", "skip"):
         raise ValueError(f'config.non_finite is {c.non_finite!r}, expected "stop" or "skip".')
+    for name in ("log_every", "validate_every", "checkpoint_every"):
+        if c[name] < 1:
+            raise ValueError(f"config.{name} is {c[name]}, expected 1 step or more.")
     members, context = c.validation.members, c.validation.context
     if members < 2 or not 0 < context < c.data.frames:
         raise ValueError(
@@ -176,6 +188,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         keep_every=c.keep_every,
     )
     store, held_out = (open_store(path, chosen) for path in (c.data.path, c.data.validation_path))
+    closing.callback(store.close)  # however this ends: a thread that still reads would keep the process
+    closing.callback(held_out.close)
     for archive, period in ((store, c.data.period), (held_out, c.data.validation_period)):
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
@@ -225,6 +239,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     log = processes.on_first(lambda: RunLog(c.workdir, start))
     for archive in (store, held_out):
         archive.check_unchanged()
+    termination.hold()
     say(f"training from step {start} to {c.optimizer.steps}")
 
     seconds = lambda: saved["seconds"] + time.monotonic() - began
@@ -244,26 +259,33 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         if error := exports.pop().exception():
             raise OSError(f"Step {step} is saved, but not its prior: {error}. The same command tries again.") from error
 
-    def check(values: dict, first: int, last: int) -> None:
-        if values["skipped"] >= (1 if c.non_finite == "stop" else last - first + 1):
-            checkpointer.settle()
-            raise FloatingPointError(
-                f"The loss or its gradient was not finite in {values['skipped']} of the steps {first} to {last}. Their "
-                f"updates were left out; the last good checkpoint is that of step {checkpointer.latest} in "
-                f"{checkpointer.directory!r}. Start again from it with a lower optimizer.learning_rate, or with "
-                "--config.non_finite=skip to go on without such steps."
-            )
+    def check(skipped: int, longest: int) -> None:
+        if longest < (1 if c.non_finite == "stop" else MOST_SKIPPED):
+            return
+        found = (
+            f"The loss or its gradient was not finite in {skipped} of the steps {step - len(recent) + 1} to {step}, "
+            f"{longest} in a row. Their updates were left out"
+        )
+        if ending:  # there may be no time for another start: what is good is saved
+            say(f"warning: {found}.")
+            return
+        checkpointer.settle()
+        raise FloatingPointError(
+            f"{found}; the last good checkpoint is that of step {checkpointer.latest} in {checkpointer.directory!r}. "
+            "Start again from it with a lower optimizer.learning_rate, or with --config.non_finite=skip to go on "
+            "without such steps."
+        )
 
     validation_key = jax.random.key(c.seed)
     logged = time.monotonic()
     recent: list[dict[str, jax.Array]] = []
+    not_finite = [0]  # in a row, after each of these steps
     shown: dict[str, float] = {}
     step, ending, asked, profiled = start, False, False, [start + n for n in PROFILED if c.profile]
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpointer)
         writer = stack.enter_context(futures.ThreadPoolExecutor(1))
         stack.enter_context(log or contextlib.nullcontext())
-        termination = processes.Termination()
         bar = Progress("training", c.optimizer.steps, unit="step", shown=main_process)
         stack.enter_context(bar).update(start)
         waits: list[float] = []
@@ -276,7 +298,6 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             return {"asked": put_flag(mesh, termination.asked)} | put(batch)
 
         ahead = fetch()
-        stack.enter_context(termination)
         while step < c.optimizer.steps and not ending:
             step += 1
             if step in profiled[:1]:
@@ -289,7 +310,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             try:
                 if step < c.optimizer.steps:
                     ahead = fetch()  # while the step runs
-            except processes.Termination.Interruption:
+            except Termination.Interruption:
                 ending = True
             # Waits for the step before: two under way keep the device busy, more would fill its memory with batches.
             ending |= bool(asked_before)
@@ -300,8 +321,9 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
             last = ending or step == c.optimizer.steps
 
             if step % c.log_every == 0 or last:
-                values = summary(jax.device_get(recent))  # waits for the device, once in `log_every` steps
-                check(values, step - len(recent) + 1, step)
+                values = summary(recent := jax.device_get(recent))  # waits for the device, once in `log_every` steps
+                not_finite = in_a_row(recent, not_finite[-1])
+                check(values["skipped"], max(not_finite))
                 now = time.monotonic()
                 rate = len(recent) / (now - logged)
                 values |= {

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -277,6 +278,47 @@ def test_a_server_that_never_answers(folder):
         assert 1.4 < time.monotonic() - began < 5
         with pytest.raises(ValueError, match=f"cannot open {server.url}/a.zarr: no answer within 0.5 s"):
             open_store(f"{server.url}/a.zarr", CHANNELS, retries=Retries(stall=0.5))
+
+
+def test_closing_ends_the_reads_under_way_and_refuses_others(folder):
+    with Server(of_folder(folder), faults=["hanging"]) as server:
+        store = open_store(f"{server.url}/a.zarr", CHANNELS)
+        server.faulty = lambda n: True
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(store.read, 4, 3)
+            while not server.faults:
+                time.sleep(0.01)
+            assert not reading.done()
+            store.close()
+            with pytest.raises(RuntimeError, match=f"{server.url}/a.zarr is closed"):
+                reading.result(5)
+        with pytest.raises(RuntimeError, match=f"{server.url}/a.zarr is closed"):
+            store.read(4, 3)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_process_though_its_threads_wait_for_a_server(tmp_path):
+    """Chunks stop to come in the middle of a training: it saves, and does not sit out the limit of a read."""
+    tiny.write_archive(tmp_path / "a.zarr")
+    with Server(of_folder(tmp_path), faults=["hanging"]) as server:
+        settings = {"optimizer.steps": 10**6, "log_every": 1, "validation.windows": 8, "data.in_memory": False}
+        path = tiny.write_config(tmp_path / "config.py", f"{server.url}/a.zarr", tmp_path / "run", **settings)
+        command = [sys.executable, "-m", "wind_jax.train", "--config", path]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as training:
+            log, seen, late = tmp_path / "run" / "metrics.jsonl", None, threading.Timer(300, training.kill)
+            late.start()  # else a failure here would wait for the training
+            while not log.exists() and training.poll() is None:
+                time.sleep(0.1)
+            server.faulty = lambda n: True
+            while training.poll() is None and seen != (seen := log.read_bytes()):  # until it waits for a batch
+                time.sleep(5)
+            training.terminate()
+            began = time.monotonic()
+            assert "SIGTERM: saved step" in training.stdout.read()
+            assert training.wait() == 0
+            assert time.monotonic() - began < 60
+            late.cancel()
 
 
 def test_a_stall_that_passes_is_reported_and_harmless(folder):

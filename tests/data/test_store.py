@@ -282,5 +282,8 @@ def test_archives_are_joined_in_time(tmp_path):
     np.testing.assert_array_equal(joined.static("land_sea_mask"), parts[0].static("land_sea_mask"))
     with pytest.raises(ValueError, match="cannot read"):
         joined.read(16, 3)
+    joined.close()
+    with pytest.raises(RuntimeError, match="b is closed"):
+        joined.read(12, 2)
     with pytest.raises(ValueError, match="order of their times"):
         open_store(f"{tmp_path / 'b'},{tmp_path / 'a'}", chosen)

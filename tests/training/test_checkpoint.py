@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wind_jax.training.checkpoint import Checkpointer
+from wind_jax.training.checkpoint import Checkpointer, _Barrier, _failures
 from wind_jax.training.mesh import make_mesh, parameter_sharding
 from wind_jax.training.state import TrainState
 
@@ -153,6 +153,23 @@ def test_a_full_disk_fails_the_save_and_no_more(tmp_path):
         assert checkpointer.latest == 1
         checkpointer.save(3, state(make_mesh(), 3), {})
     assert names(tmp_path) == ["1", "3"]  # and nothing of 2 takes up room
+
+
+def test_processes_at_different_barriers_wait_no_more_and_say_why():
+    met = []
+    barrier = _Barrier(lambda key, seconds: met.append((key, seconds)) or [key, "written"])
+
+    def save():
+        try:
+            raise OSError(28, "No space left on device")
+        finally:  # as orbax does
+            barrier(key="ended", timeout_ms=2000)
+
+    assert "No space left" in _failures(save)
+    with pytest.raises(_Barrier.Apart):
+        barrier(key="written", timeout_ms=2000)  # where the other would be found, but the two are no more of one save
+    assert met == [("ended", 2.0)]
+    _Barrier(lambda key, seconds: [key, key])(key="written", timeout_ms=2000)
 
 
 def test_another_config_is_refused_by_name(tmp_path):

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,14 @@ import pytest
 import tiny
 
 from wind_jax.prior import load_prior
-from wind_jax.training.processes import agree, exchange, on_first
+from wind_jax.training.processes import Meetings, Termination, agree, exchange, on_first, say
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_one_process_agrees_with_itself():
     assert exchange("wind ↗") == ["wind ↗"]
+    assert Meetings("here")("wind ↗", 1.0) == ["wind ↗"]
     agree({"seed": 1})
     assert on_first(lambda: 1) == 1
 
@@ -38,6 +40,23 @@ def test_what_process_0_finds_wrong_is_raised():
 
     with pytest.raises(OSError, match="No space left"):
         on_first(fail)
+
+
+def test_what_is_said_is_shown_as_it_is(capsys):
+    say("saved runs/[/x]: no space [source locations='a.cc:1'] on [red]")
+    assert capsys.readouterr().out == "saved runs/[/x]: no space [source locations='a.cc:1'] on [red]\n"
+
+
+def test_sigterm_that_was_lost_is_found_at_the_latest_where_it_is_held():
+    with Termination() as termination:
+        with contextlib.suppress(Termination.Interruption):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Exception:
+                pytest.fail("taken for an error")
+        os.kill(os.getpid(), signal.SIGTERM)  # a second one is not raised in the middle of the end
+        with pytest.raises(Termination.Interruption):
+            termination.hold()
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +174,27 @@ def test_one_process_that_cannot_read_ends_the_job(archive, environment, tmp_pat
         assert time.monotonic() - began < 60
     assert re.search(r"\[1\] error: cannot read .*archive.zarr", output(config))
     assert "the others are stopped" in Path(f"{config}.err").read_text()
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_on_one_process_alone_ends_nothing(archive, environment, tmp_path):
+    """For a while, files of process 1 cannot grow beyond 16 KiB: both tell of it and train on; a later save is good."""
+    settings = {"batch_size": 2, "mesh.fsdp": 2, "model.widths": (64, 64), "validation.windows": 2}
+    settings |= {"checkpoint_every": 20, "optimizer.steps": 10**6, "validate_every": 10**6}
+    config = tiny.write_config(tmp_path / "config.py", archive, tmp_path / "run", **settings)
+    told = lambda index: f"[{index}] " in "".join(re.findall(".*could not be saved.*File too large.*", output(config)))
+    with job(2, config, environment) as running:
+        wait_for(lambda: checkpoints(tmp_path / "run"))
+        one, (_, hard) = trainings(running.pid)[1], resource.getrlimit(resource.RLIMIT_FSIZE)
+        limit = lambda size: resource.prlimit(one, resource.RLIMIT_FSIZE, (size, hard))
+        limit(2**14)
+        wait_for(lambda: told(0) and told(1), 120)
+        limit(hard)
+        failed = checkpoints(tmp_path / "run")[-1]
+        wait_for(lambda: checkpoints(tmp_path / "run")[-1] > failed, 120)
+        running.terminate()
+        assert running.wait(100) == 0
+    assert "SIGTERM: saved step" in output(config)
 
 
 @pytest.mark.slow

@@ -6,8 +6,8 @@ connection refused, reset or cut short) are tried again by tensorstore; what is 
 
 import json
 import math
-import os
 import reprlib
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,6 +23,8 @@ from wind_jax.files import locate
 
 _CHECK_SECONDS = 60
 """Time between looks at the metadata of an archive that is being read."""
+_POLL_SECONDS = 0.5
+"""Time in which a read that waits notices that the archive was closed."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,7 @@ class Archive:
 
     def __init__(self, path: str, known: Iterable[str], retries: Retries):
         self.path, self.retries = path, retries
-        # Without these, tensorstore waits for ever on a connection gone quiet; it reads them at its first request.
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
-        os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "256")
+        self._closed = threading.Event()
         (spec, _), (_, self._where) = locate(f"{path.rstrip('/')}/"), locate(path)
         try:
             self._store = ts.KvStore.open(spec, context=_OPENING.context()).result()
@@ -126,6 +126,10 @@ class Archive:
         kvstore = (self._store / f"{name}/").spec().to_json()
         return ts.open({"driver": self._driver, "kvstore": kvstore}, context=self._context, open=True, read=True)
 
+    def close(self) -> None:
+        """Ends the reads under way in other threads, which would hold up the end of the process, and refuses more."""
+        self._closed.set()
+
     def results(self, futures: Mapping[str, ts.Future | ts.WriteFutures], when: str = "") -> Iterator[tuple[str, Any]]:
         """Waits for what is in flight, together no longer than the limit of `Retries`.
 
@@ -138,6 +142,7 @@ class Archive:
 
         Raises:
             ValueError: no success within the limit or after all attempts, or the archive has changed.
+            RuntimeError: the archive was closed.
         """
         if time.monotonic() - self._checked > _CHECK_SECONDS:
             self.check_unchanged()
@@ -148,7 +153,7 @@ class Archive:
             what = f"{name!r}{when} of {self._where}"
             try:
                 try:
-                    result = future.result(deadline=report)
+                    result = self._result(future, report)
                 except TimeoutError:
                     if report < deadline:
                         warnings.warn(
@@ -158,7 +163,7 @@ class Archive:
                             stacklevel=2,
                         )
                         report = deadline
-                    result = future.result(deadline=deadline)
+                    result = self._result(future, deadline)
             except TimeoutError as error:
                 for waiting in futures.values():
                     waiting.cancel()
@@ -223,11 +228,22 @@ class Archive:
             raise ValueError(f"times of {self.path} must ascend strictly{at}")
         return times
 
+    def _result(self, future: ts.Future | ts.WriteFutures, deadline: float) -> Any:
+        """Of one of tensorstore's futures, waited for until a Unix time."""
+        while not self._closed.is_set():
+            try:
+                return future.result(deadline=min(deadline, time.time() + _POLL_SECONDS))
+            except TimeoutError:
+                if time.time() >= deadline:
+                    raise
+        future.cancel()
+        raise RuntimeError(f"{self._where} is closed")
+
     def _json(self, keys: Iterable[str], deadline: float = math.inf) -> dict[str, dict]:
         """Those of the keys that exist, parsed."""
         deadline = min(deadline, time.time() + self.retries.stall)
         reads = {key: self._store.read(key) for key in keys}
-        values = {key: read.result(deadline=deadline).value for key, read in reads.items()}
+        values = {key: self._result(read, deadline).value for key, read in reads.items()}
         return {key: json.loads(value) for key, value in values.items() if value}
 
     def _look(self, keys: Iterable[str]) -> dict[str, dict]:

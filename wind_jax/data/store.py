@@ -53,6 +53,7 @@ class Store:
         if len(set(self.channels)) < len(self.channels):
             raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
         self._archive = Archive(self.path, _KNOWN, retries)
+        self._archives = (self._archive,)
         prepared = STATE in self._archive.names
         self._keys = self._archive.attributes(STATE)["channels"] if prepared else None
         on_levels = not prepared and any(c.level is not None for c in self.channels)
@@ -149,7 +150,13 @@ class Store:
 
         Reading calls it once a minute and where it fails; a long job calls it before it begins.
         """
-        self._archive.check_unchanged()
+        for archive in self._archives:
+            archive.check_unchanged()
+
+    def close(self) -> None:
+        """Ends the reads that other threads wait for, and refuses new ones: a process ends only after its threads."""
+        for archive in self._archives:
+            archive.close()
 
     def has(self, name: str) -> bool:
         """Whether the archive holds a variable of this name."""
@@ -290,8 +297,8 @@ class JoinedStore(Store):
         self.path = ",".join(store.path for store in stores)
         self.channels, self.grid, self.retries = first.channels, first.grid, first.retries
         self.times = np.concatenate([store.times for store in stores])
-        self._states = None
-        self._stores = tuple(stores)
+        self._states, self._stores = None, tuple(stores)
+        self._archives = tuple(store._archive for store in stores)
         self._bounds = [0, *np.cumsum([len(store) for store in stores]).tolist()]
 
     def __reduce__(self):
@@ -316,11 +323,6 @@ class JoinedStore(Store):
         """As `Store.load`, of each archive."""
         for store in self._stores:
             store.load()
-
-    def check_unchanged(self) -> None:
-        """As `Store.check_unchanged`, of each archive."""
-        for store in self._stores:
-            store.check_unchanged()
 
     def has(self, name: str) -> bool:
         """Whether the first archive holds a variable of this name; static fields are taken from it."""

@@ -1,6 +1,8 @@
 """Checkpoints of a training run: state, position in the data and config. The only file that imports orbax."""
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import warnings
@@ -13,8 +15,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wind_jax.files import is_url
-from wind_jax.training.processes import differences, exchange, on_first
+from wind_jax.training.processes import Meetings, differences, exchange, on_first
 from wind_jax.training.state import TrainState
+
+_SAVE_SECONDS = 1200
+"""Time after which a save has failed."""
+_TELL_SECONDS = 60.0
+"""Time in which all processes come to tell of their part of a save, once they have waited for each other in orbax."""
+_numbers = itertools.count()
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -80,8 +88,12 @@ class Checkpointer(contextlib.AbstractContextManager):
             self._saving = None
 
     def _attempt(self, action: Callable[[], Any]) -> None:
-        """Part of a save; if it fails on one process, all start over with what is on the disk."""
-        if failed := _failures(action):
+        """Part of a save; if it fails on one process, all start over with what is on the disk.
+
+        Raises:
+            TimeoutError: it has failed here, and the others do not come out of orbax; the job cannot go on.
+        """
+        if failed := _failures(action, functools.partial(self._told, seconds=_TELL_SECONDS)):
             self._reopen()
             warnings.warn(
                 f"The checkpoint of step {self._saving} could not be saved in {self.directory!r}: {failed}. Training "
@@ -152,7 +164,12 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._manager.reload()
 
     def _open(self, cleanup: bool) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(**self._kept, create=True, cleanup_tmp_directories=cleanup)
+        name = f"wind_jax/checkpoints/{next(_numbers)}"  # of a failed save's manager, threads may still be about
+        self._told = Meetings(f"{name}/told")
+        saving = ocp.AsyncOptions(timeout_secs=_SAVE_SECONDS, barrier_sync_fn=_Barrier(Meetings(f"{name}/barrier")))
+        options = ocp.CheckpointManagerOptions(
+            **self._kept, create=True, cleanup_tmp_directories=cleanup, async_options=saving
+        )
         return ocp.CheckpointManager(self.directory, options=options)
 
     def _reopen(self) -> None:
@@ -179,14 +196,36 @@ class Checkpointer(contextlib.AbstractContextManager):
             )
 
 
-def _failures(action: Callable[[], Any]) -> str:
+class _Barrier:
+    """At which the threads in which orbax saves wait for those of other processes, one after the other.
+
+    Orbax's own waits until the time is up for a process that has failed. That one goes on to a later barrier: where not
+    all have come to the same, none of them waits any more, at this barrier and those after it.
+    """
+
+    class Apart(Exception):
+        """Not all processes are at the same barrier."""
+
+    def __init__(self, meet: Callable[[str, float], list[str]]):
+        self._meet, self._apart = meet, False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        together, self._apart = not self._apart, True
+        if together:  # else there is nobody to meet
+            self._apart = len(set(self._meet(key, timeout_ms / 1000))) > 1
+        if self._apart:
+            raise self.Apart("another process could not save its part")
+
+
+def _failures(action: Callable[[], Any], exchange: Callable[[str], list[str]] = exchange) -> str:
     """Does something; what went wrong, on any process, empty if nothing did. Orbax raises whatever it met."""
     error = ""
     try:
         action()
     except Exception as failure:
-        while failure.__cause__ is not None:  # what the file system said comes first, and is the cause of the rest
-            failure = failure.__cause__
+        # What the file system said comes first, and is the cause of the rest; a barrier may have hidden it.
+        while earlier := failure.__cause__ or (failure.__context__ if isinstance(failure, _Barrier.Apart) else None):
+            failure = earlier
         error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
     return "; ".join(sorted(set(filter(None, exchange(error)))))
 

@@ -65,3 +65,11 @@ def summary(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Of several training steps: the `average` of those made, and the number of those `skipped`."""
     made = [m for m in metrics if not m["skipped"]]
     return average(made or metrics) | {"skipped": len(metrics) - len(made)}
+
+
+def in_a_row(metrics: Sequence[dict[str, Any]], before: int) -> list[int]:
+    """How many steps were skipped one after the other up to each of some steps, where `before` were ahead of them."""
+    counts = [before]
+    for m in metrics:
+        counts.append(counts[-1] + 1 if m["skipped"] else 0)
+    return counts[1:]

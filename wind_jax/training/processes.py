@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed  # of the coordinator's client there is no public name
 from jax.experimental import multihost_utils
+from rich.console import Console
 
 T = TypeVar("T")
 SILENCE_SECONDS = 30  # after which a silent process counts as dead, and one that ends waits for the others no more
@@ -33,6 +36,12 @@ def join() -> None:
             jax.distributed.initialize(coordinator, count, index, **patience)
 
 
+def say(text: str) -> None:
+    """A line from process 0, as it is: in paths and messages there may be what rich takes for its markup."""
+    if jax.process_index() == 0:
+        Console().print(text, soft_wrap=True, markup=False, highlight=False)
+
+
 def exchange(text: str) -> list[str]:
     """The texts of all processes, in the order of the processes. All must call it."""
     if jax.process_count() == 1:
@@ -43,6 +52,42 @@ def exchange(text: str) -> list[str]:
     padded[: encoded.size] = encoded
     rows = multihost_utils.process_allgather(padded)
     return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+class Meetings:
+    """Exchanges of texts through the job's coordinator: from any thread, and none waits longer than it is told to.
+
+    `exchange` goes through the devices, from the main thread alone, and waits for ever for one that does not come.
+
+    Args:
+        name: of its own, the same on all processes, which call it equally often.
+    """
+
+    def __init__(self, name: str):
+        self._name, self._count = name, 0
+
+    def __call__(self, text: str, seconds: float) -> list[str]:
+        """The texts of all processes, in the order of the processes.
+
+        Raises:
+            TimeoutError: one of them did not come in time.
+        """
+        if jax.process_count() == 1:
+            return [text]
+        client, end = distributed.global_state.client, time.monotonic() + seconds
+        self._count += 1
+        place = f"{self._name}/{self._count}"
+        wait_for = lambda key: client.blocking_key_value_get(key, max(int(1000 * (end - time.monotonic())), 1))
+        client.key_value_set(f"{place}/{jax.process_index()}", text)
+        try:
+            if jax.process_index() == 0:
+                texts = [wait_for(f"{place}/{index}") for index in range(jax.process_count())]
+                client.key_value_set(f"{place}/all", json.dumps(texts))
+                client.key_value_delete(f"{self._name}/{self._count - 1}/")  # who is here has read that
+            return json.loads(wait_for(f"{place}/all"))
+        except jax.errors.JaxRuntimeError:
+            message = f"not all of {jax.process_count()} processes were there within {seconds:.0f} s"
+            raise TimeoutError(message) from None
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
@@ -90,14 +135,15 @@ def on_first(action: Callable[[], T]) -> T | None:
 class Termination(contextlib.AbstractContextManager):
     """Whether this process is asked to end by SIGTERM: by a user, a scheduler or the reclaiming of a spot machine.
 
+    SIGTERM raises `Interruption` until `hold`, and is noted in `asked` from there on, where there is a state to save.
     That all processes of a job end after the same step is decided on the devices: the answer travels with the batch.
     """
 
-    class Interruption(Exception):
-        """SIGTERM came while a process that is alone waited."""
+    class Interruption(BaseException):
+        """SIGTERM came before `hold`, or while a process that is alone waited. Not an error to be recovered from."""
 
     def __init__(self):
-        self.asked = self._alone_and_waiting = False
+        self.asked, self._at_once = False, True
 
     def __enter__(self) -> "Termination":
         self._previous = signal.signal(signal.SIGTERM, self._ask)
@@ -106,6 +152,16 @@ class Termination(contextlib.AbstractContextManager):
     def __exit__(self, *exception: object) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
+    def hold(self) -> None:
+        """From here on SIGTERM is noted, and ends a wait at most.
+
+        Raises:
+            Interruption: it has come already, where that could not be raised.
+        """
+        self._at_once = False
+        if self.asked:
+            raise self.Interruption
+
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around what may take long, such as a read: SIGTERM ends it, unless other processes would miss this one.
@@ -113,14 +169,14 @@ class Termination(contextlib.AbstractContextManager):
         Raises:
             Interruption: so that it has ended.
         """
-        self._alone_and_waiting = jax.process_count() == 1
+        before, self._at_once = self._at_once, self._at_once or jax.process_count() == 1
         try:
             yield
         finally:
-            self._alone_and_waiting = False
+            self._at_once = before and not self.asked
 
     def _ask(self, *_: object) -> None:
         self.asked = True
-        if self._alone_and_waiting:
-            self._alone_and_waiting = False
+        if self._at_once:
+            self._at_once = False  # while it ends, another one is noted only
             raise self.Interruption
