@@ -22,6 +22,7 @@ EXACT = ("parameters", "their average", "state of the optimizer", "a batch")
     [
         ((8, 1, 1), True),
         ((2, 4, 1), True),
+        ((1, 1, 4), False),  # what is gathered over columns shows best where all is kept
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (((1, 1, 1), True), ((8, 1, 1), False), ((1, 8, 1), True))

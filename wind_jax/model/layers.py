@@ -95,7 +95,7 @@ def conv3x3(
         padded = pad_rows(x, mirror)
         rows = jnp.concatenate([padded[..., i : i + h, :, :] for i in range(3)], axis=-1)
         columns = kernel.transpose(0, 2, 1, 3).reshape(3 * c, -1)
-        out = rows.reshape(-1, 3 * c) @ columns  # of two axes, not five: its gradient is a third faster
+        out = rows.reshape(b * t * h, w, 3 * c) @ columns  # columns stay an axis: merged, split ones would be gathered
         west, here, east = jnp.split(out.reshape(b, t, h, w, -1), 3, axis=-1)
         return neighbours(west, mirror is not None)[0] + here + neighbours(east, mirror is not None)[1]
     padded = pad_one(x, mirror).reshape(b * t, h + 2, w + 2, c)
@@ -148,9 +148,10 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:2], -1, GROUPS, x.shape[-1] // GROUPS)
-        mean = jnp.mean(grouped, axis=(2, 4), keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=(2, 4), keepdims=True)
+        # Rows and columns stay apart: merged, columns that a mesh splits would be gathered.
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], GROUPS, x.shape[-1] // GROUPS)
+        mean = jnp.mean(grouped, axis=(2, 3, 5), keepdims=True)
+        variance = jnp.mean(jnp.square(grouped - mean), axis=(2, 3, 5), keepdims=True)
         normal = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
         affine = normal * self.scale[None, None, None, None, :] + self.bias[None, None, None, None, :]
         return affine.astype(x.dtype)
