@@ -46,6 +46,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._kept = {"max_to_keep": keep, "keep_period": keep_every or None}
         self._config = json.loads(json.dumps(config))
         self._saving: int | None = None
+        self._remains = False  # of a save that failed
         try:
             if not is_url(self.directory):
                 os.makedirs(self.directory, exist_ok=True)
@@ -86,6 +87,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         if self._saving is not None:
             self._attempt(self._manager.wait_until_finished)
             self._saving = None
+        if self._remains:  # by now no thread writes there
+            self._clear()
 
     def _attempt(self, action: Callable[[], Any]) -> None:
         """Part of a save; if it fails on one process, all start over with what is on the disk.
@@ -175,11 +178,16 @@ class Checkpointer(contextlib.AbstractContextManager):
     def _reopen(self) -> None:
         """Start over after a failed save, without what it has left, which would fill a full disk."""
         _failures(self._manager.close)
-        if jax.process_index() == 0:
-            for path in self._manager.directory.glob("*.orbax-checkpoint-tmp"):
-                with contextlib.suppress(OSError):  # a thread of that save may still write; the next start removes it
-                    path.rmtree()
+        self._clear()
         self._manager = self._open(cleanup=False)
+
+    def _clear(self) -> None:
+        """Remove what a failed save has left; where a thread of it still writes, the next call does."""
+        paths = list(self._manager.directory.glob("*.orbax-checkpoint-tmp")) if jax.process_index() == 0 else []
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.rmtree()
+        self._remains = bool(paths)
 
     def _check_config(self) -> None:
         """Against the newest checkpoint whose config can be read; `restore` finds out about the others."""
