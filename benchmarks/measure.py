@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
 from wind_jax.train import architecture
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # experiments import one another
 
 PEAK_FLOP_PER_S = {
     "A100": 312e12,
