@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     c.cases = 2  # start times, spread evenly over the period
     c.members = 8
     c.member_batch = 0  # members run together, 0: by memory
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "space": 1})  # of devices, see docs/training.md
 
     c.sampler = ConfigDict()
     c.sampler.name = "ddim"  # or "euler", "heun"

@@ -34,9 +34,9 @@ from wind_jax.data.speedy_warming import WarmedSpeedy, branch
 from wind_jax.data.store import TIME_STEP, Store, open_store
 from wind_jax.data.variables import channels
 from wind_jax.embedded import resolve
+from wind_jax.ensemble import member_batches, members_at_once
 from wind_jax.evaluation import plots
 from wind_jax.evaluation.counterfactual import BANDS, Pair, Record, Storm, box, compare, strongest_storms, summary
-from wind_jax.infer import member_batches, members_at_once
 from wind_jax.prior import Prior, load_prior
 from wind_jax.problems.storylines import ARMS, PAIRS
 from wind_jax.progress import Progress

@@ -94,7 +94,7 @@ def load(inputs, experiment, workdir, **overrides):
     small = {
         "prior": inputs / "prior.npz", "data.path": inputs / "archive.zarr",
         "data.climatology": inputs / "climatology.npz", "workdir": workdir, "members": MEMBERS, "member_batch": MEMBERS,
-        "data.covariance": "", "cases": 2, "sampler.steps": 8, "sampler.end": 0.0,
+        "data.covariance": "", "cases": 2, "sampler.steps": 8, "sampler.end": 0.0, "mesh.data": 1,
     }  # fmt: skip
     if experiment == "forecast":
         small |= {"task.leads": 4, "task.context": 1}
@@ -243,6 +243,14 @@ def test_same_seed_same_ensemble_whatever_the_batch(runs, inputs, tmp_path, expe
     assert float(abs(other - whole["2m_temperature"]).max()) > 1e-3
 
 
+@pytest.mark.parametrize("experiment", ["sparse_obs", "forecast"])
+def test_same_seed_same_ensemble_whatever_the_mesh(runs, inputs, tmp_path, capsys, experiment):
+    mesh = {"mesh__data": -1, "mesh__space": 2}
+    run_with_waves(load(inputs, experiment, tmp_path / "mesh", cases=1, figures=False, **mesh))
+    assert f"{MEMBERS} at a time, on 6 x cpu" in capsys.readouterr().out
+    xarray.testing.assert_allclose(posterior(tmp_path / "mesh"), posterior(runs[experiment]).isel(time=[0]), rtol=1e-4)
+
+
 def test_a_network_from_its_file(inputs, tmp_path):
     """An untrained U-ViT through the same path: its ensemble is drawn to the observations."""
     infer.infer(load(inputs, "sparse_obs", tmp_path / "run", cases=1, sampler__steps=2, figures=False))
@@ -265,6 +273,9 @@ def test_a_network_from_its_file(inputs, tmp_path):
         ({"task__variables": "('ozone',)"}, "ozone"),
         ({"cases": 100}, "100"),
         ({"members": 1}, "got 1"),
+        ({"mesh__data": 9}, "needs 9 devices; there are 8"),
+        ({"mesh__space": 3}, "16 longitudes do not divide over space = 3"),
+        ({"mesh__fsdp": 2, "guidance__method": "tds"}, "the number of members at once, 3 does not divide over .* = 2"),
         ({"sampler__name": "rk4"}, "rk4"),
         ({"sampler__end": 0.95}, "got 0.95 by 8"),
         ({"globe": "(50.0,)"}, r"config.globe is \(50.0,\)"),
@@ -329,8 +340,8 @@ def test_the_observation_that_is_furthest_off_is_named():
 
 
 def test_tds_reports_its_effective_sample_size(inputs, tmp_path, capsys):
-    c = load(inputs, "sparse_obs", tmp_path / "run", guidance__method="tds", figures=False)
-    run_with_waves(c)
+    c = load(inputs, "sparse_obs", tmp_path / "run", guidance__method="tds", figures=False, mesh__data=3)
+    run_with_waves(c)  # they compete across devices
     records = json.loads((tmp_path / "run" / "report.json").read_text())["tds"]
     assert [record["case"] for record in records] == [0, 1]
     for record in records:
@@ -440,28 +451,6 @@ def test_stations_without_a_truth(inputs, tmp_path):
     data = posterior(workdir)
     assert data["time"].values[0] == np.datetime64("2018-11-02")
     assert not bool(np.isnan(data["2m_temperature"]).any())
-
-
-def test_batches_are_equal_and_cover_the_members():
-    for members in range(2, 9):
-        for at_once in range(1, 10):
-            batches = infer.member_batches(members, at_once)
-            assert len({len(batch) for batch in batches}) == 1
-            assert len(batches[0]) <= at_once
-            np.testing.assert_array_equal(np.concatenate(batches)[:members], np.arange(members))
-            assert len(np.concatenate(batches)[members:]) < len(batches[0])
-
-
-@pytest.mark.parametrize(("members", "at_once", "size"), [(50, 100, 56), (50, 12, 8), (16, 16, 16), (5, 100, 5)])
-def test_batches_leave_no_device_idle(members, at_once, size):
-    batches = infer.member_batches(members, at_once, devices=8)
-    assert {len(batch) for batch in batches} == {size}
-    np.testing.assert_array_equal(np.concatenate(batches)[:members], np.arange(members))
-
-
-def test_members_at_once_fall_with_the_size_of_the_prior(inputs):
-    prior = load_prior(inputs / "prior.npz")
-    assert infer.members_at_once(prior) > 100
 
 
 def test_packaged_files_are_named_when_missing():

@@ -1,6 +1,7 @@
 """Rollouts with a prior whose posterior is known: windows chain, members are their own, one compilation serves all."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,10 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import Prior
-from wind_jax.rollout import Guide, make_chain, over_devices, rollout
+from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation, compose
+from wind_jax.training.mesh import batch_sharding, make_mesh
 
 GRID = Grid(np.linspace(-67.5, 67.5, 4), np.arange(8) * 45.0)
 CHAIN = make_chain(steps=64, start=0.999)
@@ -87,23 +89,25 @@ def test_members_do_not_depend_on_their_batch():
     assert abs(run(seed=1) - run(seed=0)).max() > 0.1
 
 
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 1, 4), (1, 2, 2)])
 @pytest.mark.parametrize(
     "guide", [None, Guide(lambda y: Observation(lambda x: x[2], y, 0.01), "mmps", (("iterations", 2),))]
 )
-def test_members_on_eight_devices_are_those_on_one(guide):
-    """Each device draws its own, in every window, and one compilation serves all windows."""
+def test_members_on_a_mesh_are_those_on_one_device(guide, shape):
+    """Each device draws its part, in every window, and one compilation serves all windows."""
     module._draw.clear_cache()
     told = [np.ones((*GRID.shape, 1), np.float32)] * 3 if guide else None
-    draw = lambda members: list(rollout(
-        PRIOR, np.zeros((1, *GRID.shape, 1), np.float32), forcings(10), members, jax.random.key(0), CHAIN, guide=guide,
-        told=told,
+    draw = lambda sharding: list(rollout(
+        PRIOR, np.zeros((1, *GRID.shape, 1), np.float32), forcings(10), 8, jax.random.key(0), CHAIN, guide=guide,
+        told=told, sharding=sharding,
     ))  # fmt: skip
-    split = draw(over_devices(range(8)))
+    split = draw(batch_sharding(make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])))
     assert module._draw._cache_size() == 1
-    for here, there in zip(split, draw(8), strict=True):
-        assert {shard.data.shape[0] for shard in here.addressable_shards} == {1}
+    data, fsdp, space = shape
+    for here, there in zip(split, draw(None), strict=True):
+        part = (8 // (data * fsdp), 3, 4, 8 // space, 1)
+        assert {shard.data.shape for shard in here.addressable_shards} == {part}
         np.testing.assert_allclose(here, there, atol=1e-5)
-    assert len(over_devices(range(6)).devices()) == 1
 
 
 def test_one_compilation_for_all_windows_seeds_and_batches():

@@ -13,7 +13,6 @@ Members are written window by window. A run that is stopped goes on where it was
 if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
 """
 
-import dataclasses
 import hashlib
 import inspect
 import json
@@ -24,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray
 from ml_collections import ConfigDict
@@ -37,6 +35,7 @@ from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.diffusion.posterior import check_noise, check_selection
 from wind_jax.embedded import resolve
+from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once, over_mesh
 from wind_jax.evaluation import figures, scores
 from wind_jax.evaluation.baselines import gaussian_members
 from wind_jax.evaluation.kriging import Covariance
@@ -47,10 +46,11 @@ from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress, track
 from wind_jax.results import ForecastFile, Position, results
-from wind_jax.rollout import Guide, check_guide, make_chain, over_devices, rollout
+from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks.forecast import lead_hours
 from wind_jax.tasks.observation import check
+from wind_jax.training.mesh import batch_sharding
 
 
 def infer(c: ConfigDict) -> None:
@@ -98,8 +98,12 @@ def infer(c: ConfigDict) -> None:
     firsts = store.times[problem.starts] if problem.times is None else problem.times
     begins = firsts + TIME_STEP * max(problem.context - 1, 0)  # time of lead 0
     chain = make_chain(**c.sampler.to_dict())
-    devices = 1 if "guidance" in c and c.guidance.method == "tds" else jax.device_count()  # members of TDS compete
-    batches = member_batches(c.members, c.member_batch or devices * members_at_once(prior), devices)
+    compete = "guidance" in c and c.guidance.method == "tds"
+    mesh = ensemble_mesh(min(c.members, c.member_batch or c.members), **c.mesh, compete=compete)
+    parts = mesh.size // c.mesh.space
+    at_once = c.member_batch or parts * members_at_once(prior, c.mesh.space)
+    batches = member_batches(c.members, at_once, 1 if compete else parts)
+    prior = over_mesh(prior, mesh, len(batches[0]))
     guide = make_guide(c.guidance, problem) if problem.observe else None
     if guide:
         check_guide(guide)
@@ -141,7 +145,7 @@ def infer(c: ConfigDict) -> None:
         report, cases = folder / "report.json", len(problem.starts)
         say(
             f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
-            f"on {jax.devices()[0].device_kind}"
+            f"on {f'{mesh.size} x ' if mesh.size > 1 else ''}{jax.devices()[0].device_kind}"
         )
         with Progress("sampling", cases * len(batches) * problem.windows, unit="window") as bar:
             for case in range(cases):
@@ -154,9 +158,9 @@ def infer(c: ConfigDict) -> None:
                         known = statistics.normalize(problem.states(case, 0, problem.context))
                     told = (problem.told(case, window) for window in range(first, problem.windows))
                     drawn = rollout(
-                        prior, known, inputs, over_devices(batch),
-                        jax.random.fold_in(keys[1], problem.event(case)), chain, problem.overlap, steered, told, first,
-                        partial(write_weights, report, case),
+                        prior, known, inputs, list(batch), jax.random.fold_in(keys[1], problem.event(case)), chain,
+                        problem.overlap, steered, told, first, partial(write_weights, report, case),
+                        batch_sharding(mesh),
                     )  # fmt: skip
                     for window, frames in enumerate(drawn, first):
                         x = np.asarray(frames)
@@ -263,42 +267,6 @@ def fingerprint(c: ConfigDict, prior: Prior, problem: Problem, *fields: np.ndarr
         except (TypeError, OSError):
             out["operator"] = f"unknown {uuid.uuid4()}"  # nothing that is known to be the same
     return out
-
-
-def member_batches(members: int, at_once: int, devices: int = 1) -> list[range]:
-    """Members to run together, equally many in every batch so that one compiled sampler serves all.
-
-    Where that leaves no device idle, equally many on every device, too: a last batch may hold more than are asked for.
-
-    Raises:
-        ValueError: fewer than two members, or a negative batch.
-    """
-    if members < 2 or at_once < 1:
-        raise ValueError(f"An ensemble needs 2 or more members in batches of 1 or more, got {members} and {at_once}.")
-    count = -(-members // at_once)
-    size = -(-members // count)
-    if size >= devices:
-        even = -(-size // devices) * devices
-        size = even if even <= at_once else even - devices
-    return [range(i * size, (i + 1) * size) for i in range(-(-members // size))]
-
-
-def members_at_once(prior: Prior) -> int:
-    """How many members fit in memory: what the network keeps of one member for its backward pass, twice.
-
-    On an accelerator the budget is 80 % of its memory; on a CPU, where larger batches are no faster, 0.8 GiB.
-    """
-
-    def kept(params, x, inputs):
-        denoise = dataclasses.replace(prior, params=params).denoiser(inputs)
-        return jax.vjp(lambda x: denoise(x, 0.5), x)[1]
-
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    x = jax.ShapeDtypeStruct((1, *prior.shape), jnp.float32)
-    inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
-    one = 2 * max(size(jax.eval_shape(kept, prior.params, x, inputs)) - size(prior.params), size(x))
-    memory = jax.devices()[0].memory_stats() or {}
-    return max(1, int(0.8 * memory.get("bytes_limit", 2**30)) // one)
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

@@ -4,6 +4,7 @@ Windows are yielded as they are drawn, so a trajectory of any length needs the m
 guided by observations of its own.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from wind_jax.diffusion.likelihood import ObservationLike
@@ -94,15 +95,6 @@ def window_frames(windows: int, frames: int, overlap: int) -> int:
     return overlap + windows * (frames - overlap)
 
 
-def over_devices(members: Sequence[int]) -> Int[Array, "b"]:
-    """Indices of members for `rollout`, split over all devices, so that each draws its own; whole where they do not
-    divide evenly."""
-    indices, devices = jnp.asarray(members), jax.devices()
-    if len(devices) == 1 or len(members) % len(devices):
-        return indices
-    return jax.device_put(indices, NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec("data")))
-
-
 def rollout(
     prior: Prior,
     known: Float[Array | np.ndarray, "..."] | None,
@@ -115,6 +107,7 @@ def rollout(
     told: Iterable[PyTree] | None = None,
     first: int = 0,
     weighed: Callable[[int, Weights], None] | None = None,
+    sharding: NamedSharding | None = None,
 ) -> Iterator[Float[Array, "b new h w c"]]:
     """Draws trajectories window by window.
 
@@ -125,7 +118,7 @@ def rollout(
         known: the first k frames in model units, (k, h, w, c) or (b, k, h, w, c), with 1 <= k < prior.frames; None
             where nothing is known, and the first window is drawn whole.
         inputs: as of `Prior.inputs`, of all frames of all windows, known ones included: see `window_frames`.
-        members: number of members, or the indices of those to run here, on the devices that hold these.
+        members: number of members, or the indices of those to run here.
         key: of the ensemble; window and member are folded in.
         chain: of the sampler.
         overlap: frames that a window shares with the next; with known frames it is their number.
@@ -133,6 +126,8 @@ def rollout(
         told: for each window, what `guide.observe` makes an observation of.
         first: number of the first window drawn here: a run that was stopped goes on with the `known` frames before it.
         weighed: called with the number of each window that TDS drew, and what became of its members.
+        sharding: of states (b, t, h, w, c) over devices, as of `training.mesh.batch_sharding`, which must divide the
+            members; None: all on one.
 
     Yields:
         The new frames of each window, model units: (b, prior.frames - overlap, h, w, c), or all of a first window
@@ -144,8 +139,6 @@ def rollout(
     members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
     if known is not None:
         known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
-        if isinstance(members.sharding, NamedSharding):
-            known = jax.device_put(known, members.sharding)  # as the frames that later windows begin with
         overlap = known.shape[1]
         if known.shape[2:] != prior.shape[1:]:
             raise ValueError(f"Known frames {known.shape[2:]} do not fit the prior's {prior.shape[1:]}.")
@@ -158,11 +151,16 @@ def rollout(
         )
     if inputs.shape[1:3] != prior.grid.shape:
         raise ValueError(f"Inputs {inputs.shape[1:3]} do not fit the prior's grid {prior.grid.shape}.")
+    axes = sharding.spec if sharding else ()  # of states
+    place = lambda x, *spec: jax.device_put(x, NamedSharding(sharding.mesh, PartitionSpec(*spec))) if sharding else x
+    members = place(members, *axes[:1])
     for window, data in zip(range(first, windows), told or iter(lambda: None, 0), strict=False):
         begin = window * new
         keys = member_keys(jax.random.fold_in(key, window), members)
-        told_inputs = jnp.asarray(inputs[begin : begin + prior.frames])
-        frames, weights = _draw(prior, known, told_inputs, data, keys, chain, guide)
+        told_inputs = place(jnp.asarray(inputs[begin : begin + prior.frames]), *axes[1:])
+        known = known if known is None else place(known, *axes)
+        with jax.set_mesh(sharding.mesh) if sharding else contextlib.nullcontext():  # for the network's parameters
+            frames, weights = _draw(prior, known, told_inputs, data, keys, chain, guide, sharding)
         if weighed and weights:
             weighed(window, weights)
         yield frames if known is None else frames[:, overlap:]
@@ -178,15 +176,17 @@ def check_guide(guide: Guide) -> None:
     check_method(guide.method, dict(guide.options))
 
 
-@partial(jax.jit, static_argnames=("chain", "guide"))
+@partial(jax.jit, static_argnames=("chain", "guide", "sharding"))
 def _draw(
-    prior: Prior, known: Array | None, inputs: Array, told: PyTree, keys: Array, chain: Chain, guide: Guide | None
-) -> tuple[Array, Weights | None]:
+    prior: Prior, known: Array | None, inputs: Array, told: PyTree, keys: Array, chain: Chain, guide: Guide | None,
+    sharding: NamedSharding | None,
+) -> tuple[Array, Weights | None]:  # fmt: skip
     """One window (b, t, h, w, c) whose first frames may be known; and of TDS, what became of the members."""
     given = range(0 if known is None else known.shape[1])
     grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start, end=chain.end)
     known = None if known is None else known_window(known, prior.frames)
     x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
+    x_init = jax.lax.with_sharding_constraint(x_init, sharding) if sharding else x_init
     denoiser = prior.denoiser(inputs)
     if guide is None:
         return sample(denoiser, x_init, grid, prior.schedule, chain.step, keys), None

@@ -130,15 +130,21 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
     }
 
 
-def check_batch(mesh: Mesh, batch: int, longitudes: int) -> None:
+def check_batch(mesh: Mesh, batch: int, longitudes: int, name: str = "batch_size") -> None:
     """Check that a global batch divides over the mesh.
+
+    Args:
+        mesh: of devices.
+        batch: samples or members in it.
+        longitudes: of a state.
+        name: what the user calls the batch.
 
     Raises:
         ValueError: batch or longitude do not divide by the mesh.
     """
     parts, space = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["space"]
     if batch % parts:
-        raise ValueError(f"batch_size {batch} does not divide over data x fsdp = {parts} of mesh {dict(mesh.shape)}.")
+        raise ValueError(f"{name} {batch} does not divide over data x fsdp = {parts} of mesh {dict(mesh.shape)}.")
     if longitudes % space:
         raise ValueError(f"{longitudes} longitudes do not divide over space = {space} of mesh {dict(mesh.shape)}.")
 

@@ -1,0 +1,82 @@
+"""How an ensemble is laid out: over a mesh of devices, and in batches of members that fit their memory."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from wind_jax.prior import Prior
+from wind_jax.training.mesh import check_batch, check_split, make_mesh, parameter_sharding
+
+
+def ensemble_mesh(members: int, data: int = -1, fsdp: int = 1, space: int = 1, compete: bool = False) -> Mesh:
+    """The mesh that members are split over: over `data` and `fsdp`, each over `space` by its longitudes.
+
+    Args:
+        members: that run together, at most.
+        data: -1: as many devices as `fsdp` and `space` leave, but no more than there are members. Others are left idle
+            where the product is less than all.
+        fsdp: devices that share the network's parameters.
+        space: devices that share a member.
+        compete: the members, as those of TDS do, so that none may be added to fill devices.
+
+    Raises:
+        ValueError: there are fewer devices.
+    """
+    devices = jax.devices()
+    if data == -1 and min(fsdp, space) > 0:
+        most = max(len(devices) // (fsdp * space), 1)
+        data = math.gcd(most, max(members // fsdp, 1)) if compete else min(most, -(-members // fsdp))
+    return make_mesh(data, fsdp, space, devices[: max(data * fsdp * space, 0)])
+
+
+def over_mesh(prior: Prior, mesh: Mesh, batch: int) -> Prior:
+    """The prior with its parameters where the mesh has them, for `batch` members at once.
+
+    Raises:
+        ValueError: members or longitudes do not divide over the mesh, or `fsdp` divides no axis of large parameters.
+    """
+    check_batch(mesh, batch, prior.grid.shape[1], "the number of members at once,")
+    check_split(mesh, prior.params)
+    return dataclasses.replace(prior, params=jax.device_put(prior.params, parameter_sharding(mesh, prior.params)))
+
+
+def member_batches(members: int, at_once: int, parts: int = 1) -> list[range]:
+    """Members to run together, equally many in every batch so that one compiled sampler serves all.
+
+    Where `at_once` allows it, they divide by the parts of the mesh, too: a last batch may hold more than are asked for.
+
+    Raises:
+        ValueError: fewer than two members, or a negative batch.
+    """
+    if members < 2 or at_once < 1:
+        raise ValueError(f"An ensemble needs 2 or more members in batches of 1 or more, got {members} and {at_once}.")
+    count = -(-members // at_once)
+    size = -(-members // count)
+    even = -(-size // parts) * parts
+    size = (even if even <= at_once else even - parts) or size
+    return [range(i * size, (i + 1) * size) for i in range(-(-members // size))]
+
+
+def members_at_once(prior: Prior, space: int = 1) -> int:
+    """How many members fit in memory: what the network keeps of one member for its backward pass, twice.
+
+    On an accelerator the budget is 80 % of its memory; on a CPU, where larger batches are no faster, 0.8 GiB.
+
+    Args:
+        prior: what draws them.
+        space: devices that share a member.
+    """
+
+    def kept(params, x, inputs):
+        denoise = dataclasses.replace(prior, params=params).denoiser(inputs)
+        return jax.vjp(lambda x: denoise(x, 0.5), x)[1]
+
+    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    x = jax.ShapeDtypeStruct((1, *prior.shape), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
+    one = 2 * max(size(jax.eval_shape(kept, prior.params, x, inputs)) - size(prior.params), size(x))
+    memory = jax.devices()[0].memory_stats() or {}
+    return max(1, int(0.8 * space * memory.get("bytes_limit", 2**30)) // one)
