@@ -4,6 +4,7 @@
 
 `free` is DDIM; `guided` is the same with MMPS (3 solver iterations) on observations of 5 % of the cells. Cost
 grows linearly with the steps, so few are enough. `flop` counts the matrix products that the sampler runs.
+Members are split over `config.mesh` as `infer` splits them. `--repeats 0` compiles alone and runs nothing.
 """
 
 import jax
@@ -14,15 +15,19 @@ from measure import arguments, compiled, median_seconds, peak_memory, random_pri
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import time_grid
+from wind_jax.ensemble import ensemble_mesh, over_mesh
 from wind_jax.model.flops import matmul_flops
 from wind_jax.tasks.sparse_obs import draw_cells, measure, sparse_observation
+from wind_jax.training.mesh import batch_sharding
 
-options, c = arguments(__doc__, members=4, steps=8, repeats=3)
-prior = random_prior(c)
+options, c = arguments(__doc__, least_repeats=0, members=4, steps=8, repeats=3)
+mesh = ensemble_mesh(options.members, **c.mesh)
+prior = over_mesh(random_prior(c), mesh, options.members)
 one = np.ones(prior.config.channels, np.float32)
 key = jax.random.key(0)
 grid = time_grid(options.steps)
 x_init = initial(member_keys(key, options.members), prior.shape, grid[0], prior.schedule)
+x_init = jax.device_put(x_init, batch_sharding(mesh))
 forcings = jax.random.normal(key, (*prior.shape[:-1], prior.config.forcings), jnp.float32)
 cells = draw_cells(key, prior.shape, prior.statistics.channels, fraction=0.05)
 y = measure(np.zeros(prior.shape, np.float32), cells, one, key)
@@ -33,21 +38,23 @@ def free(prior, x_init, forcings, cells, y):
 
 
 def guided(prior, x_init, forcings, cells, y):
-    denoiser = guide(prior.denoiser(forcings), sparse_observation(cells, y, one), prior.schedule, "mmps")
+    denoiser = prior.denoiser(forcings)
+    denoiser = guide(denoiser, sparse_observation(cells, y, one), prior.schedule, "mmps")
     return sample(denoiser, x_init, grid, prior.schedule)
 
 
 def cost(function) -> dict:
     inputs = (prior, x_init, forcings, cells, y)
     flop = matmul_flops(function, *inputs)
-    sampler = compiled(jax.jit(function, keep_unused=True), *inputs)
+    with jax.set_mesh(mesh):
+        sampler = compiled(jax.jit(function, keep_unused=True), *inputs)
     seconds = median_seconds(lambda: sampler.call(*inputs), options.repeats)
     return {
         "compile_seconds": sampler.seconds,
         "seconds": seconds,
-        "seconds_per_member_and_step": seconds / (options.members * options.steps),
+        "seconds_per_member_and_step": seconds and seconds / (options.members * options.steps),
         "flop": flop,
-        "flop_per_s": flop / seconds,
+        "flop_per_s": seconds and flop / seconds,
         "memory_bytes": sampler.memory,
     }
 
@@ -55,6 +62,7 @@ def cost(function) -> dict:
 report(
     {
         "benchmark": "sample",
+        "mesh": dict(mesh.shape),
         "members": options.members,
         "steps": options.steps,
         "free": cost(free),

@@ -13,7 +13,6 @@ Hardware: two CPU cores, 6 GB of memory, about 45 minutes.
 """
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from rich.console import Console
 from rich.table import Table
 
 from wind_jax import config as configuration
@@ -34,7 +32,7 @@ from wind_jax.evaluation import metrics
 from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
-from wind_jax.progress import Progress
+from wind_jax.progress import Progress, printer
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import area_mean, area_weights, zonal_spectrum
 from wind_jax.tasks.conservation import Columns, conservation_observation, rescale_dry_air_mass, total
@@ -329,7 +327,7 @@ def long_figure(s: Study, runs: dict[str, dict[str, np.ndarray]]) -> Figure:
 def main(argv: list[str]) -> None:
     """Command line: `[--config.key=value ...]`."""
     s = Study(configuration.load(["--config", __file__, *argv])[0])
-    say = (Console() if sys.stdout.isatty() else Console(width=160)).print
+    say = printer(160)
     found = ablation(s)
     say(ablation_table(found))
     ablation_figure(found).savefig(s.folder / "ablation.png", dpi=130, bbox_inches="tight")

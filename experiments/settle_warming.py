@@ -15,7 +15,6 @@ Hardware: two CPU cores, 4 GB of memory; took an hour and a half beside much oth
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,7 +22,6 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from experiments import warming
 from wind_jax import config as configuration
@@ -39,7 +37,7 @@ from wind_jax.evaluation import plots
 from wind_jax.evaluation.counterfactual import BANDS, Pair, Record, Storm, box, compare, strongest_storms, summary
 from wind_jax.prior import Prior, load_prior
 from wind_jax.problems.storylines import ARMS, PAIRS
-from wind_jax.progress import Progress
+from wind_jax.progress import Progress, printer
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import coarsening
 from wind_jax.tasks.conservation import Columns
@@ -318,7 +316,7 @@ def finish(ax) -> None:
 def main(argv: list[str]) -> None:
     """Command line: `[--config.key=value ...]`."""
     c = configuration.load(["--config", __file__, *argv])[0]
-    say = (Console() if sys.stdout.isatty() else Console(width=160)).print
+    say = printer(160)
     folder, kelvin, leads = Path(c.workdir), c.task.kelvin, c.task.leads
     for name in ("branches", "members"):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,12 @@ def test_silent_off_a_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_text_is_printed_as_it_is(capsys):
+    """Square brackets are no markup: paths may have them."""
+    progress.printer(40)("results are in runs/[bold]1[/bold]")
+    assert capsys.readouterr().out == "results are in runs/[bold]1[/bold]\n"
+
+
 def test_a_field_is_not_read_where_it_is_not_shown():
     class Unread:
         def __float__(self) -> float:

@@ -22,7 +22,6 @@ too much.
 
 import argparse
 import json
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,6 @@ import numpy as np
 import pandas
 import xarray
 from jaxtyping import Float
-from rich.console import Console
 from rich.table import Table
 
 from wind_jax.command import command
@@ -39,7 +37,7 @@ from wind_jax.data.store import in_period
 from wind_jax.data.variables import Channel
 from wind_jax.evaluation import scores
 from wind_jax.evaluation.fields import LEAD, Chosen, Fields, Levels, agree, locate, open_climatology, whole
-from wind_jax.progress import Progress
+from wind_jax.progress import Progress, printer
 from wind_jax.results import CONVENTIONS
 from wind_jax.sphere import Grid
 
@@ -313,7 +311,7 @@ def main(argv: list[str]) -> None:
         except OSError as error:
             raise ValueError(f"--out {options.out} is not writable: {error}") from error
     found, ranks = evaluate(options)
-    say = (Console() if sys.stdout.isatty() else Console(width=160)).print  # a log keeps whole tables
+    say = printer(160)
     say(table(found))
     if not options.metrics and not {record["metric"] for record in found}.intersection(scores.ENSEMBLE):
         say("Metrics of an ensemble are left out: the forecast has one member, and the spread of members takes two.")

@@ -17,7 +17,6 @@ import hashlib
 import inspect
 import json
 import os
-import sys
 import uuid
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ import jax
 import numpy as np
 import xarray
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from wind_jax import config as configuration
 from wind_jax.command import command
@@ -44,7 +42,7 @@ from wind_jax.prior import Prior, load_prior
 from wind_jax.problems.diagnosis import diverged, plausible, realism_record, weights_lines, write_weights
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem
-from wind_jax.progress import Progress, track
+from wind_jax.progress import Progress, printer, track
 from wind_jax.results import ForecastFile, Position, results
 from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
@@ -63,7 +61,7 @@ def infer(c: ConfigDict) -> None:
         ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn; or a chain
             that diverged.
     """
-    say = (Console() if sys.stdout.isatty() else Console(width=120)).print  # a log keeps whole tables
+    say = printer()
 
     # -------------------------------------------------------------------------------------------------- prior and data
     prior = load_prior(resolve(c.prior, "prior.npz"))

@@ -9,7 +9,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -18,6 +18,11 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 Item = TypeVar("Item")
+
+
+def printer(width: int = 120) -> Callable[..., None]:
+    """What prints text as it is, and rich's tables: as wide as the terminal, elsewhere `width`, so logs are whole."""
+    return Console(width=None if sys.stdout.isatty() else width, markup=False).print
 
 
 def _rate(task: Task) -> str:

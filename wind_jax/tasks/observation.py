@@ -4,13 +4,14 @@ Operators are written in physical units, K, Pa, kg kg-1; `observe` puts the chan
 Observations compose, so that a task may be several.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from wind_jax.diffusion.likelihood import gaussian, log_density, misfit
 
@@ -31,6 +32,19 @@ class Observation(NamedTuple):
     y: PyTree
     variance: PyTree
     log_likelihood: PyTree = gaussian
+
+
+def take(
+    x: Float[Array | np.ndarray, "t h w c"], places: Mapping[str, Int[Array | np.ndarray, "..."]]
+) -> dict[str, Array]:
+    """Values of a window at places in its flattened form, by name.
+
+    All are gathered at once: what pulls them back then makes one window, not one for each name.
+    """
+    shapes = [where.shape for where in places.values()]
+    values = jnp.ravel(x)[jnp.concatenate([jnp.ravel(where) for where in places.values()])]
+    parts = jnp.split(values, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    return {name: part.reshape(shape) for name, part, shape in zip(places, parts, shapes, strict=True)}
 
 
 def observe(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import Channel
-from wind_jax.tasks.observation import Observation, chosen_variance
+from wind_jax.tasks.observation import Observation, chosen_variance, take
 
 Cells = dict[str, Int[Array | np.ndarray, "_"]]  # numpy where they are made, jax where a sampler uses them
 Values = dict[str, Float[Array | np.ndarray, "_"]]
@@ -146,7 +146,7 @@ def sparse_observation(
 
 def gather(cells: Cells) -> Callable[[Float[Array, "t h w c"]], Values]:
     """The operator: values of one window at the cells."""
-    return lambda x: {name: jnp.ravel(x)[where] for name, where in cells.items()}
+    return lambda x: take(x, cells)
 
 
 def dense(cells: Cells, y: Values, shape: Shape) -> Float[np.ndarray, "t h w c"]:

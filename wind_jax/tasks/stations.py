@@ -22,7 +22,7 @@ from wind_jax.data.variables import Channel
 from wind_jax.diffusion.likelihood import gaussian
 from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid, bilinear
-from wind_jax.tasks.observation import Observation, chosen_variance, observe
+from wind_jax.tasks.observation import Observation, chosen_variance, observe, take
 from wind_jax.tasks.sparse_obs import check_size
 
 RAIN = "total_precipitation_6hr"
@@ -195,9 +195,9 @@ def equivalents(placed: Mapping[str, Points]) -> Callable[[Float[Array, "t h w c
     """The operator: what the stations would have reported of one member in physical units, by variable."""
 
     def operator(x):
-        flat = jnp.ravel(x)
+        corners = take(x, {name: p.cells for name, p in placed.items()})
         return {
-            name: _measured(name, (flat[p.cells] * p.weights.astype(x.dtype)).sum(-1)) + p.offset.astype(x.dtype)
+            name: _measured(name, (corners[name] * p.weights.astype(x.dtype)).sum(-1)) + p.offset.astype(x.dtype)
             for name, p in placed.items()
         }
 
