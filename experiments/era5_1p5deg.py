@@ -6,6 +6,8 @@
 Differs from `speedy.py` by data and size, and by what size asks for: memory (bfloat16, remat), mesh, step count with
 its learning rate and warm-up, intervals; `embedding` is that of the published network. The paper's
 4 heads are 256 and 512 wide, more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
+Straight from the bucket one process reads the period twice before the first step, for climatology and statistics.
+Prepare the training years by themselves (docs/data.md), which has many workers take them, or give `data.statistics`.
 Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
 """
 

@@ -32,7 +32,7 @@ from wind_jax.data.speedy_warming import WarmedSpeedy, branch
 from wind_jax.data.store import TIME_STEP, Store, open_store
 from wind_jax.data.variables import channels
 from wind_jax.embedded import resolve
-from wind_jax.ensemble import member_batches, members_at_once
+from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once
 from wind_jax.evaluation import plots
 from wind_jax.evaluation.counterfactual import BANDS, Pair, Record, Storm, box, compare, strongest_storms, summary
 from wind_jax.prior import Prior, load_prior
@@ -139,7 +139,7 @@ class Storylines:
                 f"config.speedy.chunk_days {c.speedy.chunk_days} give {longest}."
             )
         self.chain = make_chain(**c.sampler.to_dict())
-        self.batches = member_batches(c.members, members_at_once(prior))
+        self.batches = member_batches(c.members, members_at_once(prior, ensemble_mesh(1)))
         cells = coarsening(prior.grid, c.task.factor)
         observe = lambda x: large_scale_observation(x, cells, self.statistics, c.task.variables, c.task.error)
         method = c.guidance.method

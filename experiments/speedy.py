@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     c.data.period = ()  # (first, last) day of training, empty: all
     c.data.validation_period = ()
     c.data.grid = (32, 64)  # rows and columns that the archive must have
+    c.data.statistics = ""  # folder of another run or prepared archive whose statistics to take; empty: own ones
     c.data.climatology = True  # the network sees anomalies from it; False: from the mean, as in the paper
     c.data.frames = 5  # of one window, 6 h apart
     c.data.missing_static = "error"  # or "zeros"

@@ -1,23 +1,32 @@
 """Members over devices and in batches: by their numbers, and by the errors of those that do not fit."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from wind_jax import ensemble
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
+from wind_jax.diffusion.guidance import guide
+from wind_jax.diffusion.samplers import sample
+from wind_jax.diffusion.schedule import time_grid
 from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once, over_mesh
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
+from wind_jax.tasks.observation import Observation
 
 
 @pytest.fixture(scope="module")
 def prior():
-    network = UViTConfig(channels=1, latitude=8, longitude=16, patch=2, widths=(32,), blocks=("transformer",), depth=1)
+    network = UViTConfig(
+        channels=1, latitude=8, longitude=16, patch=2, widths=(32,), blocks=("transformer",), remat=False
+    )
     statistics = Statistics(channels(["temperature"], [500]), *np.ones((3, 1), np.float32))
     grid = Grid(np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5)
     return Prior(
@@ -42,15 +51,16 @@ def test_a_mesh_may_leave_devices_to_others():
 
 
 def test_members_that_compete_are_split_evenly():
-    assert sizes(12, compete=True) == (4, 1, 1)
-    assert sizes(5, compete=True) == (1, 1, 1)
+    assert sizes(12, compete=True) == (6, 1, 1)
+    assert sizes(5, compete=True) == (5, 1, 1)
+    assert sizes(11, compete=True) == (1, 1, 1)
     assert sizes(8, fsdp=2, compete=True) == (4, 2, 1)
 
 
 def test_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="data=9 x fsdp=1 x space=1 needs 9 devices; there are 8"):
         ensemble_mesh(9, data=9)
-    with pytest.raises(ValueError, match="data=0 x fsdp=1 x space=1 needs 0 devices"):
+    with pytest.raises(ValueError, match="data=0 x fsdp=1 x space=1 needs 0 devices; there are 8"):
         ensemble_mesh(8, data=0)
     with pytest.raises(ValueError, match="data=1 x fsdp=3 x space=4 needs 12 devices; there are 8"):
         ensemble_mesh(8, fsdp=3, space=4)
@@ -88,6 +98,31 @@ def test_batches_divide_by_the_parts_where_they_may(members, at_once, size):
     np.testing.assert_array_equal(np.concatenate(batches)[:members], np.arange(members))
 
 
-def test_members_at_once_fall_with_the_size_of_the_prior(prior):
-    assert members_at_once(prior) > 100
-    assert members_at_once(prior, space=2) == pytest.approx(2 * members_at_once(prior), abs=1)
+def test_members_at_once_fit_in_what_is_counted_for_them(prior, monkeypatch):
+    """By the compiler's account of a guided sampler; and they are not so few that memory lies idle."""
+    one = jnp.ones((1,), jnp.float32)
+
+    def guided(prior, x_init, inputs, y):
+        task = Observation(lambda x: x[:, ::2], y, 0.1)
+        return sample(guide(prior.denoiser(inputs), task, prior.schedule, "mmps"), x_init, time_grid(4), prior.schedule)
+
+    def memory(members):
+        shapes = (members, *prior.shape), (*prior.shape[:-1], prior.config.forcings), (3, 4, 16, 1)
+        arrays = (jax.ShapeDtypeStruct(shape, one.dtype) for shape in shapes)
+        account = jax.jit(guided).lower(prior, *arrays).compile().memory_analysis()
+        return account.temp_size_in_bytes + account.argument_size_in_bytes
+
+    for budget in (2**23, 2**25):
+        limit = [SimpleNamespace(memory_stats=lambda budget=budget: {"bytes_limit": budget / 0.8})]
+        with monkeypatch.context() as patch:
+            mesh = ensemble_mesh(1)
+            patch.setattr(ensemble.jax, "devices", lambda limit=limit: limit)
+            members = members_at_once(prior, mesh)
+        assert 0.4 * budget < memory(members) < budget
+
+
+def test_devices_that_share_a_member_hold_more(prior):
+    one = members_at_once(prior, ensemble_mesh(1))
+    assert one > 10
+    assert members_at_once(prior, ensemble_mesh(1, space=2)) == pytest.approx(2 * one, abs=1)
+    assert members_at_once(prior, ensemble_mesh(2)) == 2 * one

@@ -11,7 +11,7 @@ import pytest
 import xarray
 
 from wind_jax.data.variables import channels
-from wind_jax.results import ForecastFile, Position, results
+from wind_jax.results import ALL, ForecastFile, Position, results
 from wind_jax.sphere import Grid
 
 GRID = Grid(np.linspace(-60, 60, 3), np.arange(4) * 90.0)
@@ -151,7 +151,7 @@ def test_complete_results_survive_a_stop_while_they_are_put_in_place(tmp_path, m
             (folder / "figures").mkdir()
             (folder / "figures" / "new").write_text("new")
             (folder / "scores.json").write_text("new")
-            Position(folder).mark(0, 0, 1, np.ones(1))
+            Position(folder).mark(0, range(1), 1, np.ones(1))
             stopping.setattr(Path, "replace", stopped)
     with pytest.raises(TypeError), results(str(tmp_path), "a", '{"seed": 1}'):
         raise TypeError
@@ -176,10 +176,23 @@ def unfinished(workdir, config):
     with contextlib.suppress(KeyboardInterrupt), results(str(workdir), "a", config, said.append) as folder:
         position = Position(folder)
         said.append(position.fresh)
-        position.mark(0, 0, 1, np.ones((1, 2)))
+        position.mark(0, range(1), 1, np.ones((1, 2)))
         (folder / "posterior").write_text(config)
         raise KeyboardInterrupt
     return said
+
+
+def test_a_position_holds_for_other_batches(tmp_path):
+    """Of case 1, members 0 to 3 are done, and 4 to 7 up to window 2."""
+    known = np.arange(4.0)
+    Position(tmp_path).mark(1, range(4, 8), 2, known)
+    found = lambda case, *batch: Position(tmp_path).find(case, range(*batch))
+    assert found(0, 4, 9)[0] == found(1, 0, 4)[0] == found(1, 0, 3)[0] == ALL
+    windows, rows = found(1, 5, 7)
+    assert windows == 2
+    np.testing.assert_array_equal(rows, [1.0, 2.0])
+    for other in ((1, 3, 6), (1, 6, 9), (1, 8, 12), (2, 0, 4)):
+        assert found(*other) == (0, None)
 
 
 def test_an_unfinished_run_of_other_settings_is_kept_and_named(tmp_path):

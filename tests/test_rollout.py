@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from wind_jax import rollout as module
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.variables import channels
-from wind_jax.model.uvit import UViTConfig
-from wind_jax.prior import Prior
+from wind_jax.ensemble import over_mesh
+from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.prior import Prior, pure_params
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import Grid
 from wind_jax.tasks.observation import Observation, compose
@@ -108,6 +110,32 @@ def test_members_on_a_mesh_are_those_on_one_device(guide, shape):
         part = (8 // (data * fsdp), 3, 4, 8 // space, 1)
         assert {shard.data.shape for shard in here.addressable_shards} == {part}
         np.testing.assert_allclose(here, there, atol=1e-5)
+
+
+def test_a_network_whose_parameters_are_split_draws_the_same():
+    """A U-ViT over `fsdp` and `space`; without them gathered where they are used, its activations would be."""
+    grid = Grid(np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5)
+    network = UViTConfig(
+        channels=1, latitude=8, longitude=16, patch=2, widths=(64, 64), blocks=("res", "transformer"), heads=2,
+        noise_conditioning=True,
+    )  # fmt: skip
+    normal = np.random.default_rng(0).normal
+    start = pure_params(nnx.state(UViT(network, rngs=nnx.Rngs(0))))
+    # Output layers start as zero: away from there.
+    params = jax.tree.map(lambda leaf: leaf + jnp.asarray(0.05 * normal(size=leaf.shape), leaf.dtype), start)
+    whole = Prior(params, network, PRIOR.statistics, grid, 3, "rectified", "x0")
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    split = over_mesh(whole, mesh, 4)
+    parts = [leaf.addressable_shards[0].data.size * 2 == leaf.size for leaf in jax.tree.leaves(split.params)]
+    assert sum(parts) > 8
+    guide = Guide(lambda y: Observation(lambda x: x[1, ::2, ::2], y, 1.0), "mmps", (("iterations", 2),))
+    draw = lambda prior, sharding: next(rollout(
+        prior, None, np.zeros((3, *grid.shape, 10), np.float32), 4, jax.random.key(0), make_chain(steps=2, start=0.5),
+        guide=guide, told=[np.ones((4, 8, 1), np.float32)], sharding=sharding,
+    ))  # fmt: skip
+    here = draw(split, batch_sharding(mesh))
+    assert {shard.data.shape for shard in here.addressable_shards} == {(2, 3, 8, 8, 1)}
+    np.testing.assert_allclose(here, draw(whole, None), atol=1e-4)
 
 
 def test_one_compilation_for_all_windows_seeds_and_batches():

@@ -1,14 +1,14 @@
 """How an ensemble is laid out: over a mesh of devices, and in batches of members that fit their memory."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from wind_jax.model.flops import backward_bytes
 from wind_jax.prior import Prior
-from wind_jax.training.mesh import check_batch, check_split, make_mesh, parameter_sharding
+from wind_jax.training.mesh import check_batch, check_split, device_bytes, make_mesh, parameter_sharding
 
 
 def ensemble_mesh(members: int, data: int = -1, fsdp: int = 1, space: int = 1, compete: bool = False) -> Mesh:
@@ -28,8 +28,10 @@ def ensemble_mesh(members: int, data: int = -1, fsdp: int = 1, space: int = 1, c
     devices = jax.devices()
     if data == -1 and min(fsdp, space) > 0:
         most = max(len(devices) // (fsdp * space), 1)
-        data = math.gcd(most, max(members // fsdp, 1)) if compete else min(most, -(-members // fsdp))
-    return make_mesh(data, fsdp, space, devices[: max(data * fsdp * space, 0)])
+        even = [n for n in range(1, most + 1) if members % (n * fsdp) == 0]
+        data = max(even, default=1) if compete else min(most, -(-members // fsdp))
+    wanted = data * fsdp * space
+    return make_mesh(data, fsdp, space, devices[:wanted] if 0 < wanted <= len(devices) else devices)
 
 
 def over_mesh(prior: Prior, mesh: Mesh, batch: int) -> Prior:
@@ -60,23 +62,27 @@ def member_batches(members: int, at_once: int, parts: int = 1) -> list[range]:
     return [range(i * size, (i + 1) * size) for i in range(-(-members // size))]
 
 
-def members_at_once(prior: Prior, space: int = 1) -> int:
-    """How many members fit in memory: what the network keeps of one member for its backward pass, twice.
+def members_at_once(prior: Prior, mesh: Mesh) -> int:
+    """How many members fit in the memory of a mesh while they are guided.
 
-    On an accelerator the budget is 80 % of its memory; on a CPU, where larger batches are no faster, 0.8 GiB.
-
-    Args:
-        prior: what draws them.
-        space: devices that share a member.
+    A member takes what the network keeps of it for its backward pass and as much for what is pulled back through it,
+    and one block's own; beside the members there are the parameters, and as much of them as the backward pass keeps
+    converted. On an accelerator the budget is 80 % of its memory; on a CPU, where larger batches are no faster, half a
+    GiB.
     """
 
-    def kept(params, x, inputs):
-        denoise = dataclasses.replace(prior, params=params).denoiser(inputs)
-        return jax.vjp(lambda x: denoise(x, 0.5), x)[1]
+    def denoise(x, params, inputs):
+        return dataclasses.replace(prior, params=params).denoiser(inputs)(x, 0.5)
 
-    size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-    x = jax.ShapeDtypeStruct((1, *prior.shape), jnp.float32)
-    inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
-    one = 2 * max(size(jax.eval_shape(kept, prior.params, x, inputs)) - size(prior.params), size(x))
-    memory = jax.devices()[0].memory_stats() or {}
-    return max(1, int(0.8 * space * memory.get("bytes_limit", 2**30)) // one)
+    def size(members: int) -> tuple[int, list[int]]:
+        x = jax.ShapeDtypeStruct((members, *prior.shape), jnp.float32)
+        inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
+        return backward_bytes(denoise, x, prior.params, inputs, widen=jax.default_backend() == "cpu")
+
+    # What grows with the members is of each, what does not is of parameters.
+    (kept, blocks), (kept_by_two, blocks_by_two) = size(1), size(2)
+    one = 2 * (kept_by_two - kept) + max((b - a for a, b in zip(blocks, blocks_by_two, strict=True)), default=0)
+    held = device_bytes(parameter_sharding(mesh, prior.params), prior.params) + 2 * kept - kept_by_two
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    budget = (0.8 * limit if limit else 2**29) - held
+    return mesh.size // mesh.shape["space"] * max(1, int(budget * mesh.shape["space"]) // one)

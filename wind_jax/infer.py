@@ -48,6 +48,7 @@ from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks.forecast import lead_hours
 from wind_jax.tasks.observation import check
+from wind_jax.training import processes
 from wind_jax.training.mesh import batch_sharding
 
 
@@ -62,9 +63,16 @@ def infer(c: ConfigDict) -> None:
             that diverged.
     """
     say = printer()
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(c.workdir, "compile_cache"))
 
     # -------------------------------------------------------------------------------------------------- prior and data
     prior = load_prior(resolve(c.prior, "prior.npz"))
+    compete = "guidance" in c and c.guidance.method == "tds"
+    mesh = ensemble_mesh(min(c.members, c.member_batch or c.members), **c.mesh, compete=compete)
+    at_once = c.member_batch or members_at_once(prior, mesh)
+    batches = member_batches(c.members, at_once, 1 if compete else mesh.size // c.mesh.space)
+    prior = over_mesh(prior, mesh, len(batches[0]))
     statistics, channels = prior.statistics, prior.statistics.channels
     store = open_store(resolve(c.data.path, "sample.zarr"), channels)
     fitted = prior.climatology if c.data.climatology == "prior" else Climatology.load(c.data.climatology)
@@ -96,12 +104,6 @@ def infer(c: ConfigDict) -> None:
     firsts = store.times[problem.starts] if problem.times is None else problem.times
     begins = firsts + TIME_STEP * max(problem.context - 1, 0)  # time of lead 0
     chain = make_chain(**c.sampler.to_dict())
-    compete = "guidance" in c and c.guidance.method == "tds"
-    mesh = ensemble_mesh(min(c.members, c.member_batch or c.members), **c.mesh, compete=compete)
-    parts = mesh.size // c.mesh.space
-    at_once = c.member_batch or parts * members_at_once(prior, c.mesh.space)
-    batches = member_batches(c.members, at_once, 1 if compete else parts)
-    prior = over_mesh(prior, mesh, len(batches[0]))
     guide = make_guide(c.guidance, problem) if problem.observe else None
     if guide:
         check_guide(guide)
@@ -122,7 +124,6 @@ def infer(c: ConfigDict) -> None:
         raise ValueError(f"config.globe is {centre}, expected (latitude, longitude) in degrees, or nothing.")
 
     content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
-    content["members_at_once"] = len(batches[0])  # by memory, unless given: a position holds for this many
     identity = {**json.loads(configuration.to_json(c)), "fingerprint": content}
     with results(c.workdir, c.task.name, json.dumps(identity), say) as folder:
         # ------------------------------------------------------------------------------------- truth and observations
@@ -150,7 +151,7 @@ def infer(c: ConfigDict) -> None:
                 inputs = prior.inputs(static, firsts[case] + TIME_STEP * np.arange(total))
                 steered = guide if problem.guided(case) else None
                 for batch in batches:
-                    first, known = position.find(case, batch.start)
+                    first, known = position.find(case, batch)
                     bar.update(min(first, problem.windows))
                     if first == 0 and problem.context:
                         known = statistics.normalize(problem.states(case, 0, problem.context))
@@ -173,7 +174,7 @@ def infer(c: ConfigDict) -> None:
                         fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
                         posterior.write(case, lead, fields, members=members)
                         known = last_frames(known, x, problem.overlap)
-                        position.mark(case, batch.start, window + 1, known)
+                        position.mark(case, batch, window + 1, known)
                         bar.update()
         # ----------------------------------------------------------------------------------------------------- scores
         found = score(posterior, truth, problem, fitted, setting) if problem.scored else []
@@ -321,6 +322,7 @@ def score(
 
 def main(argv: list[str]) -> None:
     """Command line: `--config FILE [--config.key=value ...]`."""
+    processes.alone()
     infer(configuration.load(argv)[0])
 
 

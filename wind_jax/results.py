@@ -26,6 +26,7 @@ MARK = "config.json"  # of a complete run: taken away first and put back last wh
 BEGUN = "begun.json"  # what becomes the mark, while a run is not complete
 REPLACED = "replaced.json"  # the mark of results that are being removed, as the new ones are complete
 POSITION = "position.npz"  # how far it is
+PLACING = ("mesh", "member_batch")  # where members run, not what they are: a run goes on with others
 OWN = (
     "posterior.zarr", "truth.zarr", "observations.zarr", "static.zarr", "scores.json", "report.json", "report.html",
     "figures",
@@ -82,7 +83,7 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
             )
         settings = json.dumps({"experiment": experiment, **json.loads(config)}, indent=2) + "\n"
         begun = partial / BEGUN
-        if (partial / POSITION).exists() and (other := begun.read_text()) != settings:
+        if (partial / POSITION).exists() and _identity(other := begun.read_text()) != _identity(settings):
             aside = next(path for i in count(1) if not (path := workdir / f"unfinished-{i}").exists())
             partial.rename(aside)
             new = [line.strip(" ,") for line in settings.splitlines() if line not in other.splitlines()]
@@ -90,7 +91,7 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
         if not (partial / POSITION).exists():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
-            begun.write_text(settings)
+        begun.write_text(settings)
     except OSError as error:
         raise ValueError(f"workdir {str(workdir)!r} is not writable: {error}") from error
     try:
@@ -101,6 +102,10 @@ def results(workdir: str, experiment: str, config: str, say: Callable[[str], Non
         raise
     begun.replace(partial / MARK)
     _publish(partial, workdir)
+
+
+def _identity(settings: str) -> dict:
+    return {name: value for name, value in json.loads(settings).items() if name not in PLACING}
 
 
 def _publish(partial: Path, workdir: Path) -> None:
@@ -136,7 +141,7 @@ class Position:
 
     def __init__(self, folder: Path):
         self._path = folder / POSITION
-        self._done: tuple[int, int, int] = (0, 0, 0)
+        self._done: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._known = None
         if not self.fresh:
             with np.load(self._path) as file:
@@ -147,18 +152,21 @@ class Position:
         """Whether nothing is done yet."""
         return not self._path.exists()
 
-    def find(self, case: int, member: int) -> tuple[int, np.ndarray | None]:
-        """Windows already drawn of a case and the batch of members that begins with `member`, and the frames before
-        the next one; as many as a trajectory could have if all are."""
-        if self.fresh or (case, member) > self._done[:2]:
+    def find(self, case: int, batch: range) -> tuple[int, np.ndarray | None]:
+        """Windows already drawn of a case and a batch of members, and the frames before the next one; as many as a
+        trajectory could have if all are. Batches may be others than those that were marked."""
+        last, start, stop, windows = self._done
+        if self.fresh or case > last or (case == last and batch.stop > stop):
             return 0, None
-        return (self._done[2], self._known) if (case, member) == self._done[:2] else (ALL, None)
+        if case < last or batch.stop <= start:
+            return ALL, None
+        return (windows, self._known[batch.start - start : batch.stop - start]) if batch.start >= start else (0, None)
 
-    def mark(self, case: int, member: int, windows: int, known: np.ndarray) -> None:
-        """Says that so many windows are written, and what the next begins with; in one stroke."""
+    def mark(self, case: int, batch: range, windows: int, known: np.ndarray) -> None:
+        """Says that so many windows of a batch of members are written, and what the next begins with; in one stroke."""
         partial = self._path.with_suffix(".partial")
         with open(partial, "wb") as file:
-            np.savez(file, done=np.array([case, member, windows]), known=known)
+            np.savez(file, done=np.array([case, batch.start, batch.stop, windows]), known=known)
         partial.replace(self._path)
 
 

@@ -136,9 +136,9 @@ def rollout(
     Raises:
         ValueError: frames that do not fill whole windows, or do not fit the prior's grid.
     """
-    members = jnp.arange(members) if isinstance(members, int) else jnp.asarray(members)
+    members = np.arange(members) if isinstance(members, int) else np.asarray(members)
     if known is not None:
-        known = jnp.broadcast_to(jnp.asarray(known), (len(members), *known.shape[-4:]))
+        known = np.broadcast_to(known, (len(members), *known.shape[-4:]))  # on the host: no device holds all of it
         overlap = known.shape[1]
         if known.shape[2:] != prior.shape[1:]:
             raise ValueError(f"Known frames {known.shape[2:]} do not fit the prior's {prior.shape[1:]}.")
@@ -152,12 +152,15 @@ def rollout(
     if inputs.shape[1:3] != prior.grid.shape:
         raise ValueError(f"Inputs {inputs.shape[1:3]} do not fit the prior's grid {prior.grid.shape}.")
     axes = sharding.spec if sharding else ()  # of states
-    place = lambda x, *spec: jax.device_put(x, NamedSharding(sharding.mesh, PartitionSpec(*spec))) if sharding else x
+
+    def place(x, *spec):
+        return jax.device_put(x, NamedSharding(sharding.mesh, PartitionSpec(*spec))) if sharding else jnp.asarray(x)
+
     members = place(members, *axes[:1])
     for window, data in zip(range(first, windows), told or iter(lambda: None, 0), strict=False):
         begin = window * new
         keys = member_keys(jax.random.fold_in(key, window), members)
-        told_inputs = place(jnp.asarray(inputs[begin : begin + prior.frames]), *axes[1:])
+        told_inputs = place(inputs[begin : begin + prior.frames], *axes[1:])
         known = known if known is None else place(known, *axes)
         with jax.set_mesh(sharding.mesh) if sharding else contextlib.nullcontext():  # for the network's parameters
             frames, weights = _draw(prior, known, told_inputs, data, keys, chain, guide, sharding)

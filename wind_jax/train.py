@@ -61,7 +61,7 @@ from wind_jax.training.state import (
     make_train_step,
     state_sharding,
 )
-from wind_jax.training.statistics import run_statistics
+from wind_jax.training.statistics import description, run_statistics
 from wind_jax.training.validation import make_validation
 
 # Settings that a resumed run must share with its checkpoint; the others may change.
@@ -118,9 +118,9 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
     if c.non_finite not in ("stop", "skip"):
         raise ValueError(f'config.non_finite is {c.non_finite!r}, expected "stop" or "skip".')
-    for name in ("log_every", "validate_every", "checkpoint_every"):
-        if c[name] < 1:
-            raise ValueError(f"config.{name} is {c[name]}, expected 1 step or more.")
+    for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "keep_every"):
+        if c[name] < (least := 0 if name == "keep_every" else 1):
+            raise ValueError(f"config.{name} is {c[name]}, expected {least} or more.")
     members, context = c.validation.members, c.validation.context
     if members < 2 or not 0 < context < c.data.frames:
         raise ValueError(
@@ -194,12 +194,14 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
         window_starts(archive.times, c.data.frames, period or None)
+    processes.agree({archive.path: description(archive) for archive in (store, held_out)}, "archive")
     if held_out.grid != store.grid:
         raise ValueError(f"The cells of {held_out.path!r} are not those of {store.path!r}, though equally many.")
     static = static_forcings(store, c.data.missing_static)
     if c.data.in_memory:
         store.load()
-    statistics, climatology = run_statistics(c.workdir, store, tuple(c.data.period) or None, c.data.climatology)
+    period = tuple(c.data.period) or None
+    statistics, climatology = run_statistics(c.workdir, store, period, c.data.climatology, c.data.statistics)
     prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
     prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, prediction, climatology)
     guess = first_guess(task.to_dict(), statistics, store.grid, c.data.frames) if task else None

@@ -83,3 +83,22 @@ def test_what_prepare_found_is_taken_for_all_of_an_archive(archive, tmp_path, ab
         np.testing.assert_allclose(own.mean, statistics.mean, rtol=1e-2)
     fewer, _ = run_statistics(str(tmp_path / "c"), open_store(place, CHANNELS[:1]), None, about)
     np.testing.assert_allclose(fewer.mean, statistics.mean[:1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("about", [False, True])
+def test_those_of_another_run_are_taken_where_they_are_given(archive, tmp_path, about, monkeypatch):
+    """Its folder, for a part of the archive; not for other channels."""
+    first, climatology = run_statistics(str(tmp_path / "a"), archive, None, about)
+    monkeypatch.setattr("wind_jax.training.statistics.compute_statistics", None)
+    monkeypatch.setattr("wind_jax.training.statistics.fit_climatology", None)
+    part, given = ("2000-01-01", "2000-06-30"), str(tmp_path / "a")
+    statistics, fitted = run_statistics(str(tmp_path / "b"), archive, part, about, given)
+    np.testing.assert_array_equal(statistics.std, first.std)
+    if about:
+        np.testing.assert_allclose(fitted.coefficients, climatology.coefficients, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"given is None, there it is '.*a'"):
+        run_statistics(str(tmp_path / "b"), archive, part, about)
+    with pytest.raises(ValueError, match=f"config.data.climatology is {not about}"):
+        run_statistics(str(tmp_path / "c"), archive, part, not about, given)
+    with pytest.raises(ValueError, match=r"of the channels \['temperature_500', '2m_temperature'\], the run has"):
+        run_statistics(str(tmp_path / "c"), open_store(archive.path, CHANNELS[:1]), part, about, given)

@@ -4,15 +4,17 @@ Knows Zarr, not the atmosphere. Requests to gs://, s3:// and http(s):// that fai
 connection refused, reset or cut short) are tried again by tensorstore; what is waited for is bounded in time and named.
 """
 
+import collections
 import json
 import math
 import reprlib
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorstore as ts
@@ -21,6 +23,7 @@ from jaxtyping import Float, Shaped
 
 from wind_jax.files import locate
 
+Item, Read = TypeVar("Item"), TypeVar("Read")
 _CHECK_SECONDS = 60
 """Time between looks at the metadata of an archive that is being read."""
 _POLL_SECONDS = 0.5
@@ -285,3 +288,18 @@ def _difference(old: Any, new: Any, where: str) -> str | None:
         return next((found for pair in pairs if (found := _difference(*pair))), None)
     # By their text, in which NaN equals itself.
     return None if repr(old) == repr(new) else f"{where} was {reprlib.repr(old)}, is {reprlib.repr(new)}"
+
+
+def one_ahead(read: Callable[[Item], Read], items: Sequence[Item]) -> Iterator[Read]:
+    """Reads the items one after the other, each while the one before is used."""
+    reader = futures.ThreadPoolExecutor(1)
+    try:
+        pending: collections.deque[futures.Future[Read]] = collections.deque()
+        for item in items:
+            pending.append(reader.submit(read, item))
+            if len(pending) == 2:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)  # what it still waits for ends with the archive's `close`

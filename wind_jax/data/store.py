@@ -15,7 +15,7 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float, Int
 
-from wind_jax.data.archive import RETRIES, Archive, Retries
+from wind_jax.data.archive import RETRIES, Archive, Retries, one_ahead
 from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, Channel
 from wind_jax.progress import track
 from wind_jax.sphere import Grid
@@ -129,7 +129,7 @@ class Store:
             raise ValueError(f"cannot read {frames} frames from index {start}: {self.path} has {len(self)} times")
 
     def blocks(self, indices: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Streams the states at ascending time indices, for statistics of long archives.
+        """Streams the states at ascending time indices, for statistics of long archives; the next block is read ahead.
 
         Args:
             indices: (n,) ascending indices into `times`.
@@ -142,8 +142,8 @@ class Store:
         length = max(1, _BLOCK_BYTES // state_bytes)
         runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
         blocks = [run[i : i + length] for run in runs for i in range(0, len(run), length)]
-        for block in track(blocks, description, total=len(blocks), unit="block"):
-            yield block, self.read(int(block[0]), len(block))
+        states = one_ahead(lambda block: self.read(int(block[0]), len(block)), blocks)
+        yield from zip(track(blocks, description, total=len(blocks), unit="block"), states, strict=True)
 
     def check_unchanged(self) -> None:
         """Raises ValueError where the archive's metadata are no longer those found at opening, with the difference.

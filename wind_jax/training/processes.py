@@ -36,6 +36,20 @@ def join() -> None:
             jax.distributed.initialize(coordinator, count, index, **patience)
 
 
+def alone() -> None:
+    """Check that this process is no part of a job of several, for commands that do not join them.
+
+    Raises:
+        ValueError: it is; each of them would do the same.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks != "1" or os.environ.get("WIND_COORDINATOR"):
+        raise ValueError(
+            f"This command runs in one process, on all devices that it sees, and was started in several: "
+            f"SLURM_STEP_NUM_TASKS is {tasks}, WIND_COORDINATOR {os.environ.get('WIND_COORDINATOR')!r}. Start it once."
+        )
+
+
 def say(text: str) -> None:
     """A line from process 0, as it is: in paths and messages there may be what rich takes for its markup."""
     if jax.process_index() == 0:
@@ -96,8 +110,8 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} is {here.get(name)!r}, there it is {there.get(name)!r}" for name in names)
 
 
-def agree(settings: Mapping[str, Any]) -> None:
-    """Check that all processes were started with the same settings, by name.
+def agree(settings: Mapping[str, Any], what: str = "config") -> None:
+    """Check that all processes have the same settings, by name.
 
     Raises:
         ValueError: on every process, naming what differs and where.
@@ -106,8 +120,8 @@ def agree(settings: Mapping[str, Any]) -> None:
     for index, text in enumerate(texts):
         if lines := differences(json.loads(text), json.loads(texts[0])):
             raise ValueError(
-                f"Process {index} of {len(texts)} has another config than process 0: {lines}. All processes of a job "
-                "take the same arguments."
+                f"Process {index} of {len(texts)} has another {what} than process 0: {lines}. All processes of a job "
+                "take the same arguments and see the same files."
             )
 
 
@@ -170,6 +184,9 @@ class Termination(contextlib.AbstractContextManager):
             Interruption: so that it has ended.
         """
         before, self._at_once = self._at_once, self._at_once or jax.process_count() == 1
+        if self.asked and self._at_once:  # before there was anything to wait for
+            self._at_once = False
+            raise self.Interruption
         try:
             yield
         finally:

@@ -14,10 +14,10 @@ from wind_jax.training.processes import differences, on_first
 
 
 def run_statistics(
-    workdir: str, store: Store, period: tuple[str, str] | None, climatology: bool
+    workdir: str, store: Store, period: tuple[str, str] | None, climatology: bool, given: str = ""
 ) -> tuple[Statistics, Climatology | None]:
-    """Statistics of `store`, about its climatology if asked: those that `data.prepare` left in an archive of which all
-    is used, else by one process, in one pass each over the archive.
+    """Statistics of `store`, about its climatology if asked: those that are given, else those that `data.prepare` left
+    in an archive of which all is used, else by one process, in one pass each over the archive.
 
     `statistics.json` is written last and carries the settings of both files, so that neither is taken for another's.
 
@@ -26,20 +26,16 @@ def run_statistics(
         store: the archive.
         period: first and last date, both included whole; None for all of it.
         climatology: whether the network sees anomalies.
+        given: folder or URL of another run, or of an archive that `data.prepare` made, whose statistics and climatology
+            hold for this run too; empty: none.
 
     Raises:
         ValueError: the files there are of other settings, which are named, or are damaged; or the archive's data are
             at fault.
         OSError: they cannot be written.
     """
-    settings: dict[str, Any] = {
-        "archive": store.path,
-        "times": [len(store), str(store.times[0]), str(store.times[-1])],
-        "grid": list(store.grid.shape),
-        "channels": [channel.key for channel in store.channels],
-        "period": list(period) if period else None,
-        "climatology": climatology,
-    }
+    settings = description(store) | {"period": list(period) if period else None, "climatology": climatology}
+    settings |= {"given": given} if given else {}
     path, climatology_path = join(workdir, "statistics.json"), join(workdir, "climatology.npz")
 
     def compute() -> None:
@@ -49,10 +45,13 @@ def run_statistics(
                 raise ValueError(f"{path!r} is of another run: {lines}. Use another workdir, or delete that file.")
             if not climatology or read_bytes(climatology_path):
                 return
-        about, statistics, file = None, _prepared(store, period, settings), io.BytesIO()
+        about, file = None, io.BytesIO()
+        statistics = _given(given, store, climatology) if given else _prepared(store, period, settings)
         if climatology:
-            own = join(store.path, CLIMATOLOGY)
-            fitted = Climatology.load(own).select(store.channels) if statistics else fit_climatology(store, period)
+            there = join(given or store.path, CLIMATOLOGY)
+            fitted = Climatology.load(there).select(store.channels) if statistics else fit_climatology(store, period)
+            if fitted.grid != store.grid:
+                raise ValueError(f"The cells of {there!r} are not those of {store.path!r}.")
             packed = fitted.pack()
             np.savez_compressed(file, **packed)
             write_bytes(climatology_path, file.getvalue())
@@ -63,6 +62,39 @@ def run_statistics(
     on_first(compute)
     statistics = Statistics.from_dict(read_json(path))
     return statistics, Climatology.load(climatology_path) if climatology else None
+
+
+def description(store: Store) -> dict[str, Any]:
+    """What tells an archive from another, for JSON."""
+    return {
+        "archive": store.path,
+        "times": [len(store), str(store.times[0]), str(store.times[-1])],
+        "grid": list(store.grid.shape),
+        "channels": [channel.key for channel in store.channels],
+    }
+
+
+def _given(folder: str, store: Store, climatology: bool) -> Statistics:
+    """Of another run or archive, as far as they can be of this one.
+
+    Raises:
+        ValueError: there are none, or of other channels; or std is about a climatology and ought not to be, or the
+            other way round.
+    """
+    path = join(folder, STATISTICS)
+    if not (found := read_json(path)):
+        raise ValueError(f"{path!r} does not exist; config.data.statistics names the folder that holds it.")
+    about = (found.get("settings") or read_json(join(folder, SETTINGS))).get("climatology")
+    if bool(about) != climatology:
+        raise ValueError(
+            f"{path!r} has deviations from {'a climatology' if about else 'the mean'}, and config.data.climatology is "
+            f"{climatology}."
+        )
+    statistics = Statistics.from_dict(found)
+    if statistics.channels != store.channels:
+        there, here = ([channel.key for channel in of.channels] for of in (statistics, store))
+        raise ValueError(f"{path!r} is of the channels {there}, the run has {here}.")
+    return statistics
 
 
 def _prepared(store: Store, period: tuple[str, str] | None, settings: dict[str, Any]) -> Statistics | None:
