@@ -21,6 +21,7 @@ import xarray
 from ml_collections import ConfigDict
 from tiny import config
 
+from wind_jax import export
 from wind_jax.data.climatology import fit_climatology
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import Store, open_store
@@ -128,6 +129,22 @@ def same_training(workdir, other):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *params)
 
 
+def test_the_average_of_a_checkpoint_is_a_prior(finished, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "prior.npz")
+    export.main(["--workdir", str(finished), "--step", "24", "--out", out])
+    assert capsys.readouterr().out == f"the prior is {out}\n"
+    ours, theirs = load_prior(out), load_prior(os.path.join(finished, "prior.npz"))
+    jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
+    assert json.loads(ours.provenance)["samples"] == 24 * 8
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 12; it has those of \[.*24\]"):
+        export.export(str(finished), 12)
+    with pytest.raises(ValueError, match=r"prior\.npz' does not exist"):
+        export.export(str(tmp_path / "nowhere"), 12)
+    monkeypatch.setattr("wind_jax.training.checkpoint._checksums", lambda _: [0])
+    with pytest.raises(ValueError, match=r"The checksums of the checkpoint of step 24 in .* do not hold"):
+        export.export(str(finished), 24)
+
+
 def test_killed_run_repeats_the_uninterrupted_one(archive, finished, tmp_path, before_batch):
     """Killed in step 15, the run goes on from the checkpoint of step 12: same batches, same noise, same losses."""
 
@@ -151,7 +168,7 @@ def test_sigterm_saves_and_ends_in_order(archive, finished, tmp_path, before_bat
 
     c = config(archive, tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
-    before_batch(step14=terminate)  # the next batch tells the devices, and they tell every process at step 16
+    before_batch(step16=terminate)  # fetched while step 15 runs; a process that is alone waits for no other batch
     train(c)
     assert "SIGTERM: saved step 16" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is handler
@@ -236,9 +253,9 @@ def test_steps_that_are_not_finite_can_be_skipped(archive, tmp_path, before_batc
 def test_a_run_that_is_asked_to_end_saves_whatever_its_last_steps_were(archive, tmp_path, before_batch, capsys):
     def terminate(batch):
         os.kill(os.getpid(), signal.SIGTERM)
-        return batch
+        return poison(batch)
 
-    before_batch(step14=terminate, step15=poison)
+    before_batch(step16=terminate)
     train(config(archive, tmp_path))
     printed = capsys.readouterr().out
     assert "warning: The loss or its gradient was not finite in 1 of the steps 13 to 16" in printed

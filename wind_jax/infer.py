@@ -9,8 +9,9 @@ When the run is complete its workdir holds:
     report.json (physical realism of truth and members; stations: what was rejected, verification; warming: the signal
     kept, the change of rain; TDS: the effective sample size)
 
-Members are written window by window. A run that is stopped goes on where it was when the same command is given again;
-if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
+Members are written window by window. A run that is stopped goes on where it was when the same command is given again,
+on other devices too; if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
+What XLA compiled is kept in compile_cache/ (JAX_COMPILATION_CACHE_DIR names another place).
 """
 
 import hashlib

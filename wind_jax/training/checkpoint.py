@@ -204,6 +204,39 @@ class Checkpointer(contextlib.AbstractContextManager):
             )
 
 
+def saved_average(directory: str, step: int, like: Any) -> tuple[Any, float]:
+    """The average of a checkpoint, without the rest of its state, on one device.
+
+    Args:
+        directory: of checkpoints, a path or URL.
+        step: of the checkpoint.
+        like: arrays of the same shapes.
+
+    Returns:
+        the average, and seconds of training.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is of another architecture, or its checksums do not hold.
+    """
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = {"ema": jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), like)}
+    part = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
+    if step not in (steps := sorted(manager.all_steps())):
+        raise ValueError(f"{directory!r} has no checkpoint of step {step}; it has those of {steps}.")
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(state=part, data=ocp.args.JsonRestore()))
+    except Exception as error:  # orbax raises whatever it met
+        raise ValueError(f"The checkpoint of step {step} in {directory!r} cannot be read: {error}") from error
+    average, arrays = found["state"]["ema"], len(jax.tree.leaves(like))
+    sums = found["data"].get("checksums")  # of step, parameters, average, and the optimizer's state
+    if sums and sums[1 + arrays : 1 + 2 * arrays] != _checksums(average):
+        raise ValueError(f"The checksums of the checkpoint of step {step} in {directory!r} do not hold.")
+    return average, found["data"]["seconds"]
+
+
 class _Barrier:
     """At which the threads in which orbax saves wait for those of other processes, one after the other.
 
@@ -249,5 +282,5 @@ def _bit_sums(tree: Any) -> jax.Array:
     return jnp.stack([bit_sum(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def _checksums(state: TrainState) -> list[int]:
-    return np.asarray(_bit_sums(state)).tolist()
+def _checksums(tree: Any) -> list[int]:
+    return np.asarray(_bit_sums(tree)).tolist()
