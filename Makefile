@@ -40,7 +40,7 @@ test-packaged: venv ## the slow tests of the packaged prior and of the Python in
 
 test-survival: venv ## several processes, one of them killed, and a faulty server: some of test-slow
 	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/training/test_processes.py tests/data/test_bucket.py \
-		-k 'fsdp or killing_one or training_goes_on'
+		-k 'fsdp or space or archives or killing_one or training_goes_on'
 
 test-prepare: ## the tests that need Beam or an S3 server, in an environment of their own
 	$(MAKE) venv VENV=.venv-prepare EXTRAS=test,prepare,bucket

@@ -6,9 +6,9 @@
 # Process i is told of the others by WIND_COORDINATOR, WIND_PROCESS_COUNT and WIND_PROCESS_ID and, on a host with
 # GPUs, sees GPU i alone, or the i-th of CUDA_VISIBLE_DEVICES where that is set. Each line of its log starts with [i].
 # When one fails or is killed, all are stopped and its exit status is this script's; the same command goes on from the
-# last checkpoint. TERM or INT (Ctrl-C) has the processes save
-# and end in order; a second one ends them at once. PYTHON names the interpreter, PORT the coordinator's port. Needs bash
-# 5.1 or newer.
+# last checkpoint. TERM or INT (Ctrl-C), to this script or to all of its process group, has the processes save and end in
+# order; a second one leaves them 5 s for it. PYTHON names the interpreter, PORT the coordinator's port. Needs bash 5.1 or
+# newer.
 set -euo pipefail
 
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
@@ -32,22 +32,28 @@ if [[ -z ${PYTHON:-} ]]; then PYTHON=python3; [[ -x .venv/bin/python ]] && PYTHO
 free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 export WIND_COORDINATOR="127.0.0.1:${PORT:-$("$PYTHON" -c "$free_port")}" WIND_PROCESS_COUNT=$count WIND_LOG_EVERY="${WIND_LOG_EVERY:-60}"
 
-prefixed() { while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done; }
+# Ctrl-C reaches all of the process group. Bash starts what is in the background with INT ignored, but not this, which
+# has to outlive the last line of its process.
+prefixed() {
+  trap '' INT TERM
+  while IFS= read -r line || [[ -n $line ]]; do printf '[%s] %s\n' "$1" "$line"; done
+}
 
 processes=()
 loggers=()
+ask() { kill -TERM "${processes[@]}" 2>/dev/null || true; }
 # TERM first, so that a process may end in order; one that waits for a peer that is gone gets KILL.
 stop() {
-  kill -TERM "${processes[@]}" 2>/dev/null || true
+  ask
   for _ in {1..50}; do
     kill -0 "${processes[@]}" 2>/dev/null || break
     sleep 0.1
   done
   kill -KILL "${processes[@]}" 2>/dev/null || true
 }
-trap stop EXIT
+trap 'trap "" INT TERM; stop' EXIT # a third signal would leave processes behind
 asked=''
-trap '[[ -z $asked ]] || exit 130; asked=yes; kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
+trap '[[ -z $asked ]] || exit 130; asked=yes; ask' INT TERM
 
 for ((i = 0; i < count; i++)); do
   exec {log}> >(prefixed "$i")
@@ -56,24 +62,24 @@ for ((i = 0; i < count; i++)); do
   processes+=($!)
   exec {log}>&-
 done
+[[ -z $asked ]] || ask # those that were not there yet
 
 status=0
-left=$count
-while ((left > 0)); do
+while ((${#processes[@]})); do
   ended=
   wait -n -p ended "${processes[@]}" || status=$?
   if [[ -z ${ended:-} ]]; then # a signal to this script, passed on by its trap
     status=0
     continue
   fi
-  left=$((left - 1))
+  for i in "${!processes[@]}"; do
+    [[ ${processes[i]} != "$ended" ]] || break
+  done
+  unset "processes[i]" # `wait` complains of those that it has told of
   if ((status)); then
     how="failed with status $status"
     ((status > 128)) && how="was killed by SIG$(kill -l $((status - 128)))"
-    for i in "${!processes[@]}"; do
-      [[ ${processes[i]} == "$ended" ]] || continue
-      echo "launch/local.sh: process $i $how; the others are stopped. Start again to go on from the last checkpoint." >&2
-    done
+    echo "launch/local.sh: process $i $how; the others are stopped. Start again to go on from the last checkpoint." >&2
     break
   fi
 done

@@ -25,13 +25,14 @@ def launch(script: str, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 def started(*arguments: str, **environment: str) -> subprocess.Popen:
-    """launch/local.sh, running."""
+    """launch/local.sh, running in a process group of its own."""
     return subprocess.Popen(
         ["bash", LAUNCH / "local.sh", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | environment,
+        process_group=0,
     )
 
 
@@ -60,7 +61,7 @@ def test_local_gives_every_process_its_place(interpreter):
         "print(os.environ['WIND_COORDINATOR'], os.environ['WIND_PROCESS_COUNT'], *sys.argv[1:], end='')"
     )
     done = launch("local.sh", "3", "--config", "a b.py", PYTHON=python, PORT="4321")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     expected = "127.0.0.1:4321 3 -u -m wind_jax.train --config a b.py"
     assert sorted(done.stdout.splitlines()) == [f"[{i}] {expected}" for i in range(3)]
 
@@ -102,18 +103,45 @@ def test_local_stops_all_when_one_fails(interpreter, tmp_path):
             os.kill(int((tmp_path / str(process)).read_text()), 0)
 
 
-def test_local_passes_sigterm_on_and_waits(interpreter, tmp_path):
+@pytest.fixture
+def heeded():
+    """SIGINT is ignored where pytest runs in the background; the script would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["script", "group"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_local_has_all_end_in_order(interpreter, tmp_path, heeded, send, number):
+    """As Ctrl-C and schedulers ask for it, who signal the whole group: what is printed after that still appears."""
     python = interpreter(
         f"import signal\nos.chdir({str(tmp_path)!r})\n"
-        "def end(*_):\n    time.sleep(0.3)\n    print('saved')\n    sys.exit(0)\n"
+        "def end(*_):\n    time.sleep(0.3)\n    print('saving', flush=True)\n    print('saved')\n    sys.exit(0)\n"
         "signal.signal(signal.SIGTERM, end)\nopen(f'{me}', 'w').close()\ntime.sleep(600)"
     )
     with started("2", PYTHON=python, PORT="4321") as running:
         wait_for(lambda: all((tmp_path / name).exists() for name in "01"))
-        running.terminate()
-        out, _ = running.communicate(timeout=30)
-    assert running.returncode == 0
-    assert sorted(out.splitlines()) == ["[0] saved", "[1] saved"]
+        send(running.pid, number)
+        out, err = running.communicate(timeout=30)
+    assert (running.returncode, err) == (0, "")
+    assert sorted(out.splitlines()) == [f"[{i}] {word}" for i in range(2) for word in ("saved", "saving")]
+
+
+def test_local_leaves_nobody_behind_however_often_it_is_asked(interpreter, tmp_path, heeded):
+    python = interpreter(
+        f"import signal\nos.chdir({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\nopen(f'{me}', 'w').close()\n"
+        "while True:\n    time.sleep(600)"
+    )
+    with started("2", PYTHON=python, PORT="4321") as running:
+        wait_for(lambda: all((tmp_path / name).exists() for name in "01"))
+        for _ in range(4):
+            os.killpg(running.pid, signal.SIGINT)
+            time.sleep(0.2)
+        out, _ = running.communicate(timeout=30)  # to the end of output, which comes with that of the processes
+    assert running.returncode == 130
+    assert set(out.splitlines()) == {"[0] asked", "[1] asked"}
 
 
 @pytest.mark.parametrize("count", ["", "0", "two"])

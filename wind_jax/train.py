@@ -194,7 +194,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         if archive.grid.shape != (height, width):
             raise ValueError(f"{archive.path!r} has the grid {archive.grid.shape}, config.data.grid is {c.data.grid}.")
         window_starts(archive.times, c.data.frames, period or None)
-    processes.agree({archive.path: description(archive) for archive in (store, held_out)}, "archive")
+    processes.agree({"path": description(store), "validation_path": description(held_out)}, "config.data")
     if held_out.grid != store.grid:
         raise ValueError(f"The cells of {held_out.path!r} are not those of {store.path!r}, though equally many.")
     static = static_forcings(store, c.data.missing_static)

@@ -19,10 +19,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import synthetic
 import tiny
 
 from wind_jax.prior import load_prior
-from wind_jax.training.processes import Meetings, Termination, agree, exchange, on_first, say
+from wind_jax.training.processes import Meetings, Termination, agree, alone, exchange, on_first, say
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,6 +58,23 @@ def test_sigterm_that_was_lost_is_found_at_the_latest_where_it_is_held():
         os.kill(os.getpid(), signal.SIGTERM)  # a second one is not raised in the middle of the end
         with pytest.raises(Termination.Interruption):
             termination.hold()
+
+
+def test_sigterm_before_a_wait_ends_it_too():
+    """As it comes while a step runs, mostly; a process that is alone has nobody to wait with."""
+    with Termination() as termination:
+        termination.hold()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Termination.Interruption), termination.waiting():
+            pytest.fail("waited")
+
+
+@pytest.mark.parametrize(("name", "value"), [("WIND_COORDINATOR", "auto"), ("SLURM_STEP_NUM_TASKS", "4")])
+def test_a_command_for_one_process_is_refused_to_several(monkeypatch, name, value):
+    alone()
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{name} .*{value}"):
+        alone()
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +148,48 @@ def checkpoints(workdir):
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
 
 
+@pytest.fixture
+def noting(environment, tmp_path):
+    """Name of a job -> its environment, in which each process notes the windows that it reads, a batch a line."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'WIND_PROCESS_ID' in os.environ:\n"
+        "    from wind_jax.data.windows import Batch\n"
+        "    read = Batch.__call__\n"
+        "    def noted(self, starts):\n"
+        "        with open(os.environ['NOTES'] + os.environ['WIND_PROCESS_ID'], 'a') as file:\n"
+        "            print(*starts, file=file)\n"
+        "        return read(self, starts)\n"
+        "    Batch.__call__ = noted\n"
+    )
+    return lambda job: environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "NOTES": f"{tmp_path}/read by {job} "}
+
+
+def noted(tmp_path, job, process):
+    """Batches of windows that a process has read."""
+    return {tuple(line.split()) for line in (tmp_path / f"read by {job} {process}").read_text().splitlines()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("processes", "samples", "fsdp"), [(2, 1, 1), (4, 1, 1), (2, 2, 1), (2, 1, 2)], ids=["two", "four", "rows", "fsdp"]
+    ("processes", "samples", "fsdp", "space"),
+    [(2, 1, 1, 1), (4, 1, 1, 1), (2, 2, 1, 1), (2, 1, 2, 1), (2, 1, 1, 2)],
+    ids=["two", "four", "rows", "fsdp", "space"],
 )
-def test_processes_train_as_one(archive, environment, tmp_path, processes, samples, fsdp):
-    """The losses and prior of one process with as many devices: several samples on each, or a part of the state."""
-    settings = {"batch_size": samples * processes, "mesh.fsdp": fsdp, "validation.windows": samples * processes}
-    settings |= {"optimizer.steps": 8, "log_every": 2}
+def test_processes_train_as_one(archive, noting, tmp_path, processes, samples, fsdp, space):
+    """The losses and prior of one process with as many devices: several samples on each, or a part of the state or of
+    the longitudes; and each process reads its own part of a batch, or with others the whole of what they share."""
+    parts = processes // space
+    settings = {"batch_size": samples * parts, "mesh.fsdp": fsdp, "mesh.space": space}
+    settings |= {"validation.windows": samples * parts, "optimizer.steps": 8, "log_every": 2, "data.in_memory": False}
     if fsdp > 1:
         settings["model.widths"] = (64, 64)  # of which some parameters are large enough to be split
     one = tiny.write_config(tmp_path / "one.py", archive, tmp_path / "one", **settings)
+    environment = noting("one")
     devices = f"{environment['XLA_FLAGS']} --xla_force_host_platform_device_count={processes}"
     run(1, one, environment | {"XLA_FLAGS": devices})
     several = tiny.write_config(tmp_path / "several.py", archive, tmp_path / "several", **settings)
-    run(processes, several, environment)
+    run(processes, several, noting("several"))
     expected, found = losses(tmp_path / "one"), losses(tmp_path / "several")
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=1e-4)
@@ -152,6 +197,12 @@ def test_processes_train_as_one(archive, environment, tmp_path, processes, sampl
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *params)
     shardings = (tmp_path / "several" / "checkpoints" / "8" / "state" / "_sharding").read_text()
     assert bool(re.search(r"partition_spec[^]]*fsdp", shardings)) == (fsdp > 1)
+    whole, each = noted(tmp_path, "one", 0), [noted(tmp_path, "several", index) for index in range(processes)]
+    for index, read in enumerate(each):
+        rows = slice(index // space * samples, (index // space + 1) * samples)
+        assert len(read & {batch[rows] for batch in whole}) >= 8  # at least: those read ahead are a matter of time
+    starts = [start for read in each[::space] for batch in read for start in batch]
+    assert len(set(starts)) == len(starts)
 
 
 @pytest.mark.slow
@@ -221,15 +272,30 @@ def test_killing_one_process_ends_the_job_and_the_next_resumes(archive, environm
 
 
 @pytest.mark.slow
-def test_processes_that_disagree_are_told_so_by_each(archive, environment, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        (
+            'exec {python} "$@" ${WIND_PROCESS_ID:+--config.seed=$WIND_PROCESS_ID}',
+            "config .*: seed is 1, there it is 0",
+        ),
+        ('cd "$FOLDERS/${WIND_PROCESS_ID:-0}" && exec {python} "$@"', r"config.data .*: path is {.*\[1470, .*\[1480, "),
+    ],
+    ids=["settings", "archives"],
+)
+def test_processes_that_disagree_are_told_so_by_each(archive, environment, tmp_path, how, what):
+    """In their settings, or in what they find under one name, as on disks of their own."""
+    for index, times in enumerate((1480, 1470)):
+        place = tmp_path / str(index) / "archive.zarr"
+        synthetic.write_archive(place, synthetic.times(times), tiny.LATITUDE, tiny.LONGITUDE, levels=(500, 850))
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@" ${{WIND_PROCESS_ID:+--config.seed=$WIND_PROCESS_ID}}\n')
+    python.write_text("#!/bin/bash\n" + how.replace("{python}", sys.executable) + "\n")
     python.chmod(0o755)
-    config = tiny.write_config(tmp_path / "config.py", archive, tmp_path / "run", batch_size=2)
-    told = run(2, config, environment | {"PYTHON": str(python)}, status=2)
+    config = tiny.write_config(tmp_path / "config.py", "archive.zarr", tmp_path / "run", batch_size=2)
+    told = run(2, config, environment | {"PYTHON": str(python), "FOLDERS": str(tmp_path)}, status=2)
     for index in range(2):
-        assert f"[{index}] error: Process 1 of 2 has another config than process 0: seed is 1, there it is 0" in told
-    assert not (tmp_path / "run" / "checkpoints").exists()
+        assert re.search(rf"\[{index}\] error: Process 1 of 2 has another {what}", told)
+    assert not (tmp_path / "run" / "config.json").exists()  # written as the first step begins
 
 
 @pytest.mark.slow

@@ -34,7 +34,8 @@ def run_statistics(
             at fault.
         OSError: they cannot be written.
     """
-    settings = description(store) | {"period": list(period) if period else None, "climatology": climatology}
+    settings: dict[str, Any] = {"archive": store.path} | description(store)
+    settings |= {"period": list(period) if period else None, "climatology": climatology}
     settings |= {"given": given} if given else {}
     path, climatology_path = join(workdir, "statistics.json"), join(workdir, "climatology.npz")
 
@@ -65,9 +66,8 @@ def run_statistics(
 
 
 def description(store: Store) -> dict[str, Any]:
-    """What tells an archive from another, for JSON."""
+    """What tells an archive from another, wherever they are, for JSON."""
     return {
-        "archive": store.path,
         "times": [len(store), str(store.times[0]), str(store.times[-1])],
         "grid": list(store.grid.shape),
         "channels": [channel.key for channel in store.channels],
