@@ -19,11 +19,12 @@ from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.model.flops import matmul_flops
 from wind_jax.prior import apply, graph
 from wind_jax.train import architecture
-from wind_jax.training.mesh import batch_sharding, make_mesh, process_rows, put_batch
+from wind_jax.training.mesh import batch_sharding, check_batch, make_mesh, process_rows, put_batch
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
 
 options, c = arguments(__doc__, least_repeats=0, repeats=5)
 (_, model), mesh = architecture(c), make_mesh(**c.mesh.to_dict())
+check_batch(mesh, c.batch_size, model.longitude)
 graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
 optimizer = make_optimizer(**c.optimizer.to_dict())
 weights = jnp.ones((model.latitude, 1, model.channels), jnp.float32)

@@ -8,7 +8,7 @@ import pytest
 
 SMALL = {
     "model.widths": (32, 32), "model.blocks": ("res", "transformer"), "model.heads": 2, "model.embedding": 16,
-    "data.grid": (8, 16), "data.levels": (500,), "batch_size": 2,
+    "data.grid": (8, 16), "data.levels": (500,), "batch_size": 8,  # one for each device of the test session
 }  # fmt: skip
 
 
