@@ -38,8 +38,7 @@ def free(prior, x_init, forcings, cells, y):
 
 
 def guided(prior, x_init, forcings, cells, y):
-    denoiser = prior.denoiser(forcings)
-    denoiser = guide(denoiser, sparse_observation(cells, y, one), prior.schedule, "mmps")
+    denoiser = guide(prior.denoiser(forcings), sparse_observation(cells, y, one), prior.schedule, "mmps")
     return sample(denoiser, x_init, grid, prior.schedule)
 
 

@@ -100,7 +100,6 @@ def test_batches_divide_by_the_parts_where_they_may(members, at_once, size):
 
 def test_members_at_once_fit_in_what_is_counted_for_them(prior, monkeypatch):
     """By the compiler's account of a guided sampler; and they are not so few that memory lies idle."""
-    one = jnp.ones((1,), jnp.float32)
 
     def guided(prior, x_init, inputs, y):
         task = Observation(lambda x: x[:, ::2], y, 0.1)
@@ -108,7 +107,7 @@ def test_members_at_once_fit_in_what_is_counted_for_them(prior, monkeypatch):
 
     def memory(members):
         shapes = (members, *prior.shape), (*prior.shape[:-1], prior.config.forcings), (3, 4, 16, 1)
-        arrays = (jax.ShapeDtypeStruct(shape, one.dtype) for shape in shapes)
+        arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
         account = jax.jit(guided).lower(prior, *arrays).compile().memory_analysis()
         return account.temp_size_in_bytes + account.argument_size_in_bytes
 

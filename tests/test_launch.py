@@ -1,5 +1,6 @@
 """The launchers start what they say, with the arguments they were given, and clean up after a failure."""
 
+import contextlib
 import os
 import re
 import shlex
@@ -111,17 +112,24 @@ def heeded():
     signal.signal(signal.SIGINT, before)
 
 
+@contextlib.contextmanager
+def two_waiting(interpreter, folder, asked):
+    """local.sh of two processes that wait, and do as they are asked to on SIGTERM; once both are there."""
+    python = interpreter(
+        f"import signal\nos.chdir({str(folder)!r})\ndef end(*_):\n    {asked}\n"
+        "signal.signal(signal.SIGTERM, end)\nopen(f'{me}', 'w').close()\nwhile True:\n    time.sleep(600)"
+    )
+    with started("2", PYTHON=python, PORT="4321") as running:
+        wait_for(lambda: all((folder / name).exists() for name in "01"))
+        yield running
+
+
 @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["script", "group"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_local_has_all_end_in_order(interpreter, tmp_path, heeded, send, number):
     """As Ctrl-C and schedulers ask for it, who signal the whole group: what is printed after that still appears."""
-    python = interpreter(
-        f"import signal\nos.chdir({str(tmp_path)!r})\n"
-        "def end(*_):\n    time.sleep(0.3)\n    print('saving', flush=True)\n    print('saved')\n    sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, end)\nopen(f'{me}', 'w').close()\ntime.sleep(600)"
-    )
-    with started("2", PYTHON=python, PORT="4321") as running:
-        wait_for(lambda: all((tmp_path / name).exists() for name in "01"))
+    asked = "time.sleep(0.3); print('saving', flush=True); print('saved'); sys.exit(0)"
+    with two_waiting(interpreter, tmp_path, asked) as running:
         send(running.pid, number)
         out, err = running.communicate(timeout=30)
     assert (running.returncode, err) == (0, "")
@@ -129,13 +137,7 @@ def test_local_has_all_end_in_order(interpreter, tmp_path, heeded, send, number)
 
 
 def test_local_leaves_nobody_behind_however_often_it_is_asked(interpreter, tmp_path, heeded):
-    python = interpreter(
-        f"import signal\nos.chdir({str(tmp_path)!r})\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('asked', flush=True))\nopen(f'{me}', 'w').close()\n"
-        "while True:\n    time.sleep(600)"
-    )
-    with started("2", PYTHON=python, PORT="4321") as running:
-        wait_for(lambda: all((tmp_path / name).exists() for name in "01"))
+    with two_waiting(interpreter, tmp_path, "print('asked', flush=True)") as running:
         for _ in range(4):
             os.killpg(running.pid, signal.SIGINT)
             time.sleep(0.2)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from wind_jax.model.flops import backward_bytes
+from wind_jax.model.flops import backward_bytes, by_sample
 from wind_jax.prior import Prior
 from wind_jax.training.mesh import check_batch, check_split, device_bytes, make_mesh, parameter_sharding
 
@@ -79,10 +79,9 @@ def members_at_once(prior: Prior, mesh: Mesh) -> int:
         inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
         return backward_bytes(denoise, x, prior.params, inputs, widen=jax.default_backend() == "cpu")
 
-    # What grows with the members is of each, what does not is of parameters.
-    (kept, blocks), (kept_by_two, blocks_by_two) = size(1), size(2)
-    one = 2 * (kept_by_two - kept) + max((b - a for a, b in zip(blocks, blocks_by_two, strict=True)), default=0)
-    held = device_bytes(parameter_sharding(mesh, prior.params), prior.params) + 2 * kept - kept_by_two
+    (kept, as_used), blocks = by_sample(size)
+    one = 2 * kept + max((block for block, _ in blocks), default=0)
+    held = device_bytes(parameter_sharding(mesh, prior.params), prior.params) + as_used
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     budget = (0.8 * limit if limit else 2**29) - held
     return mesh.size // mesh.shape["space"] * max(1, int(budget * mesh.shape["space"]) // one)

@@ -28,7 +28,7 @@ import xarray
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
-from wind_jax.command import command
+from wind_jax.command import command, keep_compiled
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
@@ -64,8 +64,7 @@ def infer(c: ConfigDict) -> None:
             that diverged.
     """
     say = printer()
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(c.workdir, "compile_cache"))
+    keep_compiled(c.workdir)
 
     # -------------------------------------------------------------------------------------------------- prior and data
     prior = load_prior(resolve(c.prior, "prior.npz"))

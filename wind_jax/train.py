@@ -25,7 +25,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
-from wind_jax.command import command
+from wind_jax.command import command, keep_compiled
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import Channel, channels
@@ -102,8 +102,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
 
 def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: contextlib.ExitStack) -> None:
-    if not dry_run and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", join(c.workdir, "compile_cache"))  # before anything compiles
+    if not dry_run:
+        keep_compiled(c.workdir)
     config = traverse_util.flatten_dict(json.loads(configuration.to_json(c)), sep=".")
     processes.agree(config)
     main_process = jax.process_index() == 0

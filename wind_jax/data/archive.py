@@ -4,7 +4,6 @@ Knows Zarr, not the atmosphere. Requests to gs://, s3:// and http(s):// that fai
 connection refused, reset or cut short) are tried again by tensorstore; what is waited for is bounded in time and named.
 """
 
-import collections
 import json
 import math
 import reprlib
@@ -294,12 +293,12 @@ def one_ahead(read: Callable[[Item], Read], items: Sequence[Item]) -> Iterator[R
     """Reads the items one after the other, each while the one before is used."""
     reader = futures.ThreadPoolExecutor(1)
     try:
-        pending: collections.deque[futures.Future[Read]] = collections.deque()
+        ahead = None
         for item in items:
-            pending.append(reader.submit(read, item))
-            if len(pending) == 2:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+            ready, ahead = ahead, reader.submit(read, item)
+            if ready:
+                yield ready.result()
+        if ahead:
+            yield ahead.result()
     finally:
         reader.shutdown(wait=False, cancel_futures=True)  # what it still waits for ends with the archive's `close`

@@ -54,6 +54,25 @@ def backward_bytes(fn: Callable, *args: Any, widen: bool = False) -> tuple[int, 
     return _residuals(fn, *args, widen=widen), [_residuals_of(block, widen) for block in blocks]
 
 
+def by_sample(size: Callable[[int], tuple[int, list[int]]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Takes apart what `backward_bytes` counts: what grows with the samples, and what is of parameters and does not.
+
+    Args:
+      size: number of samples -> what `backward_bytes` gives of them.
+
+    Returns:
+      kept: bytes of each sample, bytes whatever their number.
+      blocks: the same of every block.
+
+    Example:
+      >>> by_sample(lambda samples: (7 + 3 * samples, [5 * samples]))
+      ((3, 7), [(5, 0)])
+    """
+    (kept, blocks), (kept_by_two, blocks_by_two) = size(1), size(2)
+    apart = lambda one, two: (two - one, 2 * one - two)
+    return apart(kept, kept_by_two), [apart(*pair) for pair in zip(blocks, blocks_by_two, strict=True)]
+
+
 def _residuals(fn: Callable, *args: Any, widen: bool, arguments: bool = False) -> int:
     pullback = lambda first, *rest: jax.vjp(lambda first: fn(first, *rest), first)[1]
     jaxpr = jax.make_jaxpr(pullback)(*args).jaxpr

@@ -223,13 +223,14 @@ def saved_average(directory: str, step: int, like: Any) -> tuple[Any, float]:
     part = ocp.args.PyTreeRestore(
         target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
     )
-    manager = ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(create=False))
-    if step not in (steps := sorted(manager.all_steps())):
-        raise ValueError(f"{directory!r} has no checkpoint of step {step}; it has those of {steps}.")
-    try:
-        found = manager.restore(step, args=ocp.args.Composite(state=part, data=ocp.args.JsonRestore()))
-    except Exception as error:  # orbax raises whatever it met
-        raise ValueError(f"The checkpoint of step {step} in {directory!r} cannot be read: {error}") from error
+    options = ocp.CheckpointManagerOptions(create=False)
+    with contextlib.closing(ocp.CheckpointManager(directory, options=options)) as manager:
+        if step not in (steps := sorted(manager.all_steps())):
+            raise ValueError(f"{directory!r} has no checkpoint of step {step}; it has those of {steps}.")
+        try:
+            found = manager.restore(step, args=ocp.args.Composite(state=part, data=ocp.args.JsonRestore()))
+        except Exception as error:  # orbax raises whatever it met
+            raise ValueError(f"The checkpoint of step {step} in {directory!r} cannot be read: {error}") from error
     average, arrays = found["state"]["ema"], len(jax.tree.leaves(like))
     sums = found["data"].get("checksums")  # of step, parameters, average, and the optimizer's state
     if sums and sums[1 + arrays : 1 + 2 * arrays] != _checksums(average):

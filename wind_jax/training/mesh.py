@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Int
 
-from wind_jax.model.flops import backward_bytes
+from wind_jax.model.flops import backward_bytes, by_sample
 
 AXES = ("data", "fsdp", "space")
 SMALLEST_SHARDED = 2**14  # elements; below it a copy on every device is cheaper than gathering
@@ -111,11 +111,9 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
     size = lambda n: backward_bytes(loss, state.params, samples(n), widen=jax.default_backend() == "cpu")
     # What `fsdp` splits is gathered only where a mesh is set.
     with jax.set_mesh(mesh) if mesh.shape["fsdp"] > 1 else contextlib.nullcontext():
-        (kept, blocks), (kept_by_two, blocks_by_two) = size(1), size(2)
-    # What grows with the batch is split over the mesh, what does not is of parameters.
-    grows = lambda one, two: (two - one) * batch["x"].shape[0] // mesh.size
-    stays = lambda one, two: 2 * one - two
-    dearest = max(zip(blocks, blocks_by_two, strict=True), key=lambda b: grows(*b) + 2 * stays(*b), default=(0, 0))
+        (kept, as_used), blocks = by_sample(size)
+    here = lambda sample: sample * batch["x"].shape[0] // mesh.size  # the batch is split over the mesh
+    block, of_block = max(blocks, key=lambda b: here(b[0]) + 2 * b[1], default=(0, 0))
     held = lambda tree: device_bytes(parameter_sharding(mesh, tree), tree)
     return {
         "parameters": held(state.params),
@@ -123,10 +121,10 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
         "state of the optimizer": held(state.opt_state),
         "a batch": device_bytes(jax.tree.map(lambda _: batch_sharding(mesh), batch), batch),
         "gradients": held(state.params),
-        "activations kept": grows(kept, kept_by_two),
-        "parameters kept as they are used": stays(kept, kept_by_two),
-        "one block's activations": grows(*dearest),
-        "one block's parameters with their gradient": 2 * stays(*dearest),
+        "activations kept": here(kept),
+        "parameters kept as they are used": as_used,
+        "one block's activations": here(block),
+        "one block's parameters with their gradient": 2 * of_block,
     }
 
 

@@ -37,7 +37,7 @@ def run_statistics(
     settings: dict[str, Any] = {"archive": store.path} | description(store)
     settings |= {"period": list(period) if period else None, "climatology": climatology}
     settings |= {"given": given} if given else {}
-    path, climatology_path = join(workdir, "statistics.json"), join(workdir, "climatology.npz")
+    path, climatology_path = join(workdir, STATISTICS), join(workdir, CLIMATOLOGY)
 
     def compute() -> None:
         # A file without settings is of a version that kept none: nobody knows what it is of.
