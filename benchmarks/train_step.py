@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from measure import arguments, compiled, median_seconds, peak_memory, report, share_of_peak
 
-from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss
+from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.model.flops import matmul_flops
 from wind_jax.prior import apply, graph
@@ -28,12 +28,14 @@ check_batch(mesh, c.batch_size, model.longitude)
 graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
 optimizer = make_optimizer(**c.optimizer.to_dict())
 weights = jnp.ones((model.latitude, 1, model.channels), jnp.float32)
-patterns = Patterns(**c.diffusion.patterns)
+settings = c.loss.to_dict()
+patterns, times = Patterns(**settings["patterns"]), Times(**settings["times"])
+objective = Objective(c.diffusion.prediction, settings["weighting"], patterns, times)
 
 
 def loss(params, batch, key):
     network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
-    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, c.diffusion.prediction, patterns)
+    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, objective)
 
 
 window = (c.batch_size, c.data.frames, model.latitude, model.longitude)

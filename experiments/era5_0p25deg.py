@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     c.data.workers = 4
     c.model.patch = 4
     c.model.blocks = ("res", "res", "res", "transformer")
+    c.diffusion.reference = "white"  # the profiles of a spectrum would take 3 GB
     c.batch_size = 32
     c.mesh = ConfigDict({"data": 4, "fsdp": 8, "space": 4})
     c.validation.windows = 32

@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
 
     c.data.path = "gs://weatherbench2/datasets/era5/1959-2022-6h-240x121_equiangular_with_poles_conservative.zarr"
     c.data.validation_path = c.data.path
+    c.data.climate_path = ""
     c.data.grid = (121, 240)
+    c.data.variables = ()  # the ten of the paper
     c.data.levels = ()  # all 13
     c.data.period = ("1979-01-01", "2019-12-31")
     c.data.validation_period = ("2021-01-01", "2021-12-31")
@@ -39,6 +41,8 @@ def get_config() -> ConfigDict:
     c.optimizer.learning_rate = 1e-4
     c.optimizer.warmup = 5000
     c.optimizer.steps = 300_000
+    c.optimizer.decay = 0
+    c.ema = 0.999
     c.batch_size = 32
     c.mesh = ConfigDict({"data": 4, "fsdp": 8, "space": 1})  # 32 devices, one sample each
 

@@ -17,9 +17,23 @@ def get_config() -> ConfigDict:
     c.seed = 0
 
     c.data = ConfigDict()
-    c.data.path = "data/a.zarr,data/b.zarr"
-    c.data.validation_path = "data/heldout.zarr"
-    c.data.variables = ()  # empty: all
+    climate = ",".join(f"data/{name}.zarr" for name in "abcde")
+    c.data.path = climate + "".join(f",data/{name}.zarr" for name in ("cold2", "cold1", "warm1", "warm3", "warm4"))
+    c.data.climate_path = climate  # those of path whose climatology and statistics are the prior's; empty: all
+    c.data.validation_path = "data/valid.zarr"
+    c.data.variables = (
+        "temperature",
+        "geopotential",
+        "specific_humidity",
+        "u_component_of_wind",
+        "v_component_of_wind",
+        "2m_temperature",
+        "mean_sea_level_pressure",
+        "surface_pressure",
+        "10m_u_component_of_wind",
+        "10m_v_component_of_wind",
+        "total_precipitation_6hr",
+    )  # empty: the ten of the paper, all of these but surface_pressure
     c.data.levels = (250, 500, 700, 850)
     c.data.period = ()  # (first, last) day of training, empty: all
     c.data.validation_period = ()
@@ -28,7 +42,7 @@ def get_config() -> ConfigDict:
     c.data.climatology = True  # the network sees anomalies from it; False: from the mean, as in the paper
     c.data.frames = 5  # of one window, 6 h apart
     c.data.missing_static = "error"  # or "zeros"
-    c.data.in_memory = True  # read once; for archives that fit
+    c.data.in_memory = True  # read once, rounded to 2 bytes a value; for archives that fit
     c.data.workers = 0
 
     c.model = ConfigDict()
@@ -48,28 +62,34 @@ def get_config() -> ConfigDict:
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "rectified"
     c.diffusion.prediction = "preconditioned"  # or "x0", as in the paper, "v", "epsilon"
-    c.diffusion.patterns = ConfigDict({"independent": 0.25, "shared": 0.4, "context": 0.35})
+    c.diffusion.reference = "spectrum"  # of the preconditioning; "white": one spread for all, as in EDM
 
-    # Weights of surface fields beside those of the paper (2 m temperature 1, others 0.1).
-    c.loss_surface_weights = ConfigDict({"mean_sea_level_pressure": 1.0})
+    c.loss = ConfigDict()
+    c.loss.weighting = "edm"  # every noise level counts alike; "paper": the error of x0_hat itself
+    c.loss.channels = "uniform"  # or "paper": weights of a forecaster
+    c.loss.surface_weights = ConfigDict()  # of "paper": beside its own (2 m temperature 1, others 0.1)
+    c.loss.times = ConfigDict({"name": "logit_normal", "mean": 0.0, "spread": 1.5})  # or "uniform", as in the paper
+    c.loss.patterns = ConfigDict({"independent": 0.25, "shared": 0.4, "context": 0.35})
 
+    c.init = ""  # a prior whose parameters training begins from; empty: random ones
     c.optimizer = ConfigDict()
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = 300
-    c.optimizer.steps = 4600
+    c.optimizer.steps = 75_000
+    c.optimizer.decay = 15_000  # last steps, over which the rate falls; 0: all after the warm-up, as in the paper
     c.optimizer.final_learning_rate = 1e-6
     c.optimizer.clip = 0.8
-    c.ema = 0.999
+    c.ema = 0.9995
     c.batch_size = 4
 
     c.mesh = ConfigDict({"data": -1, "fsdp": 1, "space": 1})  # -1: the devices that the others leave
 
     c.log_every = 50  # steps
-    c.checkpoint_every = 200  # steps
+    c.checkpoint_every = 500  # steps
     c.keep_checkpoints = 2
     c.keep_every = 0  # steps; checkpoints at its multiples are kept for good
     c.non_finite = "stop"  # or "skip": steps whose loss or gradient is not finite are left out and counted
     c.profile = False  # True: a trace of a few steps in workdir/profile
-    c.validate_every = 800  # steps
-    c.validation = ConfigDict({"windows": 8, "members": 4, "context": 2, "sampler_steps": 12})
+    c.validate_every = 1000  # steps
+    c.validation = ConfigDict({"windows": 8, "members": 4, "context": 2, "sampler_steps": 24})
     return c

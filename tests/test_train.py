@@ -54,7 +54,13 @@ def test_loss_falls_and_validation_is_logged(finished):
     assert losses[-1] < 0.6 * losses[0]
     last = metrics(finished)[-1]
     assert last["step"] == 24
-    assert 0 < last["validation/loss_t0.1"] < last["validation/loss_t0.98"]
+    left = [last[f"validation/noise_left_t{level:g}"] for level in (0.02, 0.5, 0.98)]
+    assert 1 > left[0] > left[1] > left[2] > 0
+    by_channel = [
+        last[f"validation/noise_left_t0.5/{key}"] for key in ("temperature_500", "temperature_850", "2m_temperature")
+    ]
+    np.testing.assert_allclose(np.mean(by_channel), left[1], rtol=1e-5)
+    assert last["validation/fine_variance"] > 0
     assert np.isfinite(last["validation/forecast_crps"])
 
 

@@ -24,7 +24,7 @@ def config(archive, workdir, **changes):
         "model.widths": (32, 32), "model.blocks": ("res", "transformer"), "model.heads": 2, "model.embedding": 16,
         "model.frame_kernel": 1, "optimizer.steps": 24, "optimizer.warmup": 2, "optimizer.learning_rate": 1e-2,
         "batch_size": 8, "log_every": 4, "validation.windows": 8, "validation.members": 2, "validation.context": 1,
-        "validation.sampler_steps": 2, "loss_surface_weights": {},
+        "validation.sampler_steps": 2, "data.climate_path": "", "optimizer.decay": 0, "ema": 0.999,
     } | changes  # fmt: skip
     c = configuration.read("experiments/speedy.py")
     for key, value in overrides.items():

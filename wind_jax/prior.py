@@ -1,7 +1,7 @@
 """The frozen prior: weights, geometry, statistics and diffusion settings in one portable file.
 
-A `Prior` is a pytree whose only leaves are its parameters, so it passes through `jax.jit` as an argument and one
-compiled sampler serves it with any parameters.
+A `Prior` is a pytree whose leaves are its parameters and its spectrum. It passes through `jax.jit` as an argument, so
+that one compiled sampler serves it with any parameters.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, forcings
 from wind_jax.data.normalize import Statistics
 from wind_jax.diffusion.denoiser import Denoiser, about, make_denoiser
+from wind_jax.diffusion.reference import WHITE, Reference, Spectrum
 from wind_jax.diffusion.schedule import SCHEDULES, Schedule
 from wind_jax.files import read_bytes, write_bytes
 from wind_jax.model.uvit import UViT, UViTConfig
@@ -41,9 +42,10 @@ class Prior:
         grid: latitude and longitude of the fields.
         frames: frames of one window, 6 h apart.
         schedule_name: forward process, a key of `wind_jax.diffusion.schedule.SCHEDULES`.
-        prediction: what the network predicts: "x0", "v" or "epsilon".
+        prediction: what the network predicts, one of `wind_jax.diffusion.denoiser.PREDICTIONS`.
         climatology: about which the network sees anomalies; None: about the statistics' mean.
         provenance: JSON text that says what the prior was trained on, for how long and with which config.
+        spectrum: Gaussian reference of the "preconditioned" prediction; None: `White`.
     """
 
     params: Any
@@ -55,11 +57,17 @@ class Prior:
     prediction: str
     climatology: Climatology | None = None
     provenance: str = "{}"
+    spectrum: Spectrum | None = None
 
     @property
     def schedule(self) -> Schedule:
         """The forward process x_t = alpha(t) x + sigma(t) z."""
         return SCHEDULES[self.schedule_name]()
+
+    @property
+    def reference(self) -> Reference:
+        """The Gaussian reference of the "preconditioned" prediction."""
+        return WHITE if self.spectrum is None else self.spectrum
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -87,7 +95,8 @@ class Prior:
         about = repr((self.config, self.statistics.channels, self.frames, self.schedule_name, self.prediction))
         units = [self.statistics.mean, self.statistics.std]
         units += [] if self.climatology is None else [self.climatology.coefficients]
-        parts = about, self.grid.latitude, self.grid.longitude, *units, *jax.tree.leaves(self.params)
+        arrays = jax.tree.leaves((self.spectrum, self.params))
+        parts = about, self.grid.latitude, self.grid.longitude, *units, *arrays
         return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
 
     def denoiser(self, inputs: Float[Array | np.ndarray, "*b t h w f"]) -> Denoiser:
@@ -102,14 +111,14 @@ class Prior:
             told = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
             return apply(graphdef, self.params, x_t, t, told)
 
-        denoiser = make_denoiser(network, self.schedule, self.prediction)
+        denoiser = make_denoiser(network, self.schedule, self.prediction, self.reference)
         return denoiser if self.climatology is None else about(self.mean(inputs), denoiser, self.schedule)
 
 
 jax.tree_util.register_dataclass(
     Prior,
-    data_fields=["params"],
-    meta_fields=[f.name for f in dataclasses.fields(Prior) if f.name != "params"],
+    data_fields=["params", "spectrum"],
+    meta_fields=[f.name for f in dataclasses.fields(Prior) if f.name not in ("params", "spectrum")],
 )
 
 
@@ -138,6 +147,10 @@ def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") ->
         "params/" + key: np.asarray(value, dtype)
         for key, value in traverse_util.flatten_dict(prior.params, sep="/").items()
     }
+    if prior.spectrum is not None:
+        arrays |= {
+            "spectrum/" + name: np.asarray(value, np.float32) for name, value in prior.spectrum._asdict().items()
+        }
     if prior.climatology is not None:
         arrays |= {"climatology/" + key: value for key, value in prior.climatology.pack().items()}
     metadata = {
@@ -180,7 +193,7 @@ def load_prior(path: str | os.PathLike) -> Prior:
     part = lambda name: {k.removeprefix(name): v for k, v in arrays.items() if k.startswith(name)}
     params = {key: jnp.asarray(value, jnp.float32) for key, value in part("params/").items()}
     _check_parameters(path, params, config)
-    climatology = part("climatology/")
+    spectrum, climatology = part("spectrum/"), part("climatology/")
     return Prior(
         params=traverse_util.unflatten_dict(params, sep="/"),
         config=config,
@@ -191,6 +204,7 @@ def load_prior(path: str | os.PathLike) -> Prior:
         prediction=metadata["prediction"],
         climatology=Climatology.unpack(climatology) if climatology else None,
         provenance=json.dumps(metadata["provenance"]),
+        spectrum=Spectrum(**spectrum) if spectrum else None,
     )
 
 

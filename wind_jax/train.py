@@ -30,12 +30,13 @@ from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.data.variables import Channel, channels
 from wind_jax.data.windows import LEAST_THREADS, window_starts, windows
-from wind_jax.diffusion.loss import Patterns, diffusion_forcing_loss, loss_weights
+from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss, loss_weights
+from wind_jax.diffusion.reference import WHITE
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.files import join, write_bytes
 from wind_jax.model.flops import matmul_flops
 from wind_jax.model.uvit import UViTConfig
-from wind_jax.prior import Prior, apply, graph, save_prior
+from wind_jax.prior import Prior, apply, graph, load_prior, save_prior
 from wind_jax.progress import Progress
 from wind_jax.sphere import cell_area
 from wind_jax.training import processes
@@ -56,12 +57,13 @@ from wind_jax.training.processes import Termination, say
 from wind_jax.training.specialist import estimate, first_guess, make_specialist_validation, specialist_loss
 from wind_jax.training.state import (
     abstract_state,
+    begin_from,
     init_state,
     make_optimizer,
     make_train_step,
     state_sharding,
 )
-from wind_jax.training.statistics import description, run_statistics
+from wind_jax.training.statistics import description, run_spectrum, run_statistics
 from wind_jax.training.validation import make_validation
 
 # Settings that a resumed run must share with its checkpoint; the others may change.
@@ -72,8 +74,10 @@ FIXED = (
     "data.frames",
     "data.grid",
     "data.climatology",
+    "data.climate_path",
     "model",
     "diffusion",
+    "loss",
     "batch_size",
     "specialist",
 )
@@ -128,16 +132,25 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
             f"or more, and 1 to {c.data.frames - 1} frames."
         )
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
-    patterns = Patterns(**c.diffusion.patterns.to_dict())
+    loss_settings = c.loss.to_dict()
+    objective = Objective(
+        c.diffusion.prediction,
+        loss_settings["weighting"],
+        Patterns(**loss_settings["patterns"]),
+        Times(**loss_settings["times"]),
+    )
+    objective.check(c.data.frames)
+    if c.diffusion.reference not in ("white", "spectrum"):
+        raise ValueError(f'config.diffusion.reference is {c.diffusion.reference!r}, expected "white" or "spectrum".')
     shardings = state_sharding(model, optimizer, mesh)
 
-    def make_loss(weights, guess=None):
+    def make_loss(weights, reference, guess=None):
         def loss(params, batch, key):
             network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
             x, mean = batch["x"], batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else 0.0
             if guess:
                 return specialist_loss(estimate(network, jax.vmap(guess)(x), mean), x, weights)
-            return diffusion_forcing_loss(network, x - mean, key, schedule, weights, c.diffusion.prediction, patterns)
+            return diffusion_forcing_loss(network, x - mean, key, schedule, weights, objective, reference)
 
         return loss
 
@@ -147,7 +160,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings), jnp.float32)
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
     task = c.get("specialist")  # what is trained is a prior, unless the config names one task
-    loss = make_loss(jnp.ones((height, 1, len(chosen)), jnp.float32), (lambda x: x) if task else None)
+    loss = make_loss(jnp.ones((height, 1, len(chosen)), jnp.float32), WHITE, (lambda x: x) if task else None)
     step_before_data = make_step(loss)
     # What is wrong with model or diffusion shows here, before any data are read.
     jax.eval_shape(step_before_data, abstract, {"x": x, "inputs": inputs})
@@ -198,12 +211,26 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     if held_out.grid != store.grid:
         raise ValueError(f"The cells of {held_out.path!r} are not those of {store.path!r}, though equally many.")
     static = static_forcings(store, c.data.missing_static)
+    climate = store.only(c.data.climate_path) if c.data.climate_path else store
     if c.data.in_memory:
         store.load()
     period = tuple(c.data.period) or None
-    statistics, climatology = run_statistics(c.workdir, store, period, c.data.climatology, c.data.statistics)
+    statistics, climatology = run_statistics(c.workdir, climate, period, c.data.climatology, c.data.statistics)
+    spectrum = None
+    if c.diffusion.reference == "spectrum":
+        spectrum = run_spectrum(c.workdir, store, period, statistics, climatology)
     prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
-    prior = Prior(None, model, statistics, store.grid, c.data.frames, c.diffusion.schedule, prediction, climatology)
+    prior = Prior(
+        params=None,
+        config=model,
+        statistics=statistics,
+        grid=store.grid,
+        frames=c.data.frames,
+        schedule_name=c.diffusion.schedule,
+        prediction=prediction,
+        climatology=climatology,
+        spectrum=spectrum,
+    )
     guess = first_guess(task.to_dict(), statistics, store.grid, c.data.frames) if task else None
     dataset = functools.partial(
         windows, statistics=statistics, inputs=functools.partial(prior.inputs, static),
@@ -227,13 +254,18 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         say(f"resumed from step {start} of {c.workdir}")
     else:
         start, state, saved = 0, init_state(model, optimizer, mesh, c.seed), {"seconds": 0.0}
-    weights = jnp.asarray(loss_weights(cell_area(store.grid), chosen, statistics, c.loss_surface_weights.to_dict()))
-    train_step = make_step(make_loss(weights, guess))
+        if c.init:
+            state = begin_from(load_prior(c.init), model, state)
+            say(f"training begins from the parameters of {c.init}")
+    weights = loss_weights(
+        cell_area(store.grid), chosen, statistics, loss_settings["channels"], loss_settings["surface_weights"]
+    )
+    train_step = make_step(make_loss(jnp.asarray(weights), prior.reference, guess))
     v = c.validation
     if guess:
-        validate = make_specialist_validation(prior, guess, weights)
+        validate = make_specialist_validation(prior, guess, jnp.asarray(weights))
     else:
-        validate = make_validation(prior, weights, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
+        validate = make_validation(prior, members=v.members, context=v.context, sampler_steps=v.sampler_steps)
 
     # ------------------------------------------------------------------------------------------------------------ loop
     began = time.monotonic()
@@ -350,7 +382,8 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
                 values = average(found)
                 if log:
                     log.write(step, {f"validation/{name}": value for name, value in values.items()})
-                say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+                whole = {name: value for name, value in values.items() if "/" not in name}  # not those of each channel
+                say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in whole.items()))
                 logged = time.monotonic()
 
             if step % c.checkpoint_every == 0 or last:

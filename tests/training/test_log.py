@@ -51,7 +51,7 @@ def events(tmp_path):
 
 
 def test_a_disk_that_is_full_for_long_costs_tensorboard_some_steps_and_the_run_nothing(tmp_path, monkeypatch):
-    values = {f"validation/loss_t{i}": float(i) for i in range(20)}
+    values = {f"validation/noise_left_t{i}": float(i) for i in range(20)}
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RunLog(str(tmp_path), 0) as log, monkeypatch.context() as patch:
         log.write(1, values)

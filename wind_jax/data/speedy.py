@@ -14,6 +14,7 @@ each chunk lies beside the archive in `<out>.restart.npz`, with the number of st
 import argparse
 import dataclasses
 import json
+import math
 import os
 import signal
 import warnings
@@ -39,6 +40,8 @@ from wind_jax.progress import Progress
 
 STATES_PER_DAY, STEPS_PER_STATE, STEP_MINUTES = 4, 9, 40
 MASS_CORRECTION = 0.983  # jcm starts from rest with 1.7 % too much air, which puts Z500 70-300 m too high
+MAX_WARMING = 10.0
+"""K; the model's tables of saturation and its time step are made for today's climate."""
 
 UNITS = {"land_sea_mask": "1", "soil_type": "1", "specific_humidity": "kg kg**-1"}
 UNITS |= {"total_precipitation_6hr": "m", "temperature": "K", "2m_temperature": "K"}
@@ -49,7 +52,22 @@ UNITS |= {f"{at}{uv}_component_of_wind": "m s**-1" for at in ("", "10m_") for uv
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is made of; stored with the restart state and compared on resuming."""
+    """What a run is made of; stored with the restart state and compared on resuming.
+
+    Attributes:
+        days: length of the archive.
+        truncation: spectral truncation, 21 or 31.
+        seed: of the perturbation of the initial state.
+        start: date of the first state, YYYY-MM-DD.
+        spinup_days: days that the model runs before it.
+        levels: pressure levels of the archive, hPa.
+        chunk_days: days written at a time.
+        surface_warming: K by which the sea surface and the climatological soil are warmer than today's, everywhere and
+            all year round; negative where they are colder.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
 
     days: int
     truncation: int = 21
@@ -58,6 +76,7 @@ class Settings:
     spinup_days: int = 150  # zonal means take 135 days to settle: Z500 anomalies of 730, then 150 m2 s-2
     levels: tuple[int, ...] = (100, 250, 500, 700, 850, 925, 1000)
     chunk_days: int = 5
+    surface_warming: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "levels", tuple(int(level) for level in self.levels))
@@ -66,6 +85,7 @@ class Settings:
         for name, least in (("days", 1), ("chunk_days", 1), ("spinup_days", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
+        check_warming("surface_warming", self.surface_warming)
         if not self.levels or list(self.levels) != sorted(set(self.levels)) or self.levels[0] < 1:
             raise ValueError(f"levels {self.levels}: expected increasing pressures in hPa, at least 1")
         try:
@@ -78,6 +98,24 @@ class Settings:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
+
+
+def check_warming(name: str, kelvin: float) -> None:
+    """Raises ValueError where a warming is not finite or beyond `MAX_WARMING`."""
+    if not (math.isfinite(kelvin) and abs(kelvin) <= MAX_WARMING):
+        raise ValueError(f"{name} {kelvin}: expected a finite warming within {MAX_WARMING:g} K")
+
+
+def warm_surface(forcing: Any, kelvin: float, land: bool) -> Any:
+    """SPEEDY's boundary conditions with a warmer sea surface, and with warmer climatological soil where `land` is set.
+
+    Sea ice keeps its area.
+    """
+    for name in ("sea_surface_temperature", "stl_am") if land else ("sea_surface_temperature",):
+        climatology = getattr(forcing, name)
+        warmer = dataclasses.replace(climatology, values=climatology.values + jnp.float32(kelvin))
+        forcing = forcing.copy(**{name: warmer})
+    return forcing
 
 
 class Speedy:
@@ -103,6 +141,8 @@ class Speedy:
             warnings.simplefilter("ignore", FutureWarning)  # xarray's, raised inside jcm
             terrain = TerrainData.from_file(files / "terrain.nc", coords=coords)
             self._forcing = ForcingData.from_file(files / "forcing.nc", coords=coords, align_mode="wrap_year")
+        if settings.surface_warming:
+            self._forcing = warm_surface(self._forcing, settings.surface_warming, land=True)
         grid = coords.horizontal
         # the orography that the dynamics see; jcm's own `phis0` is cut at m + n of the index, 184 m rms off
         orography = truncated_modal_orography(terrain.orog, coords, wavenumbers_to_clip=2)
@@ -333,6 +373,8 @@ def main(arguments: list[str]) -> None:
     add("--spinup-days", default=default.spinup_days, type=int, help="days run before the first state")
     add("--levels", default=default.levels, type=int, nargs="+", help="hPa")
     add("--chunk-days", default=default.chunk_days, type=int, help="days written at a time")
+    warming = "K by which sea surface and climatological soil are warmer than today's; may be negative"
+    add("--surface-warming", default=default.surface_warming, type=float, help=warming)
     add("--keep-states", action="store_true", help="keep the model state after each chunk")
     options = vars(parser.parse_args(arguments))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job leaves a whole archive

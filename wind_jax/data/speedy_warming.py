@@ -10,7 +10,6 @@ climatology of its soil, which stays as it is unless `land` is set.
 """
 
 import dataclasses
-import math
 import os
 import shutil
 from pathlib import Path
@@ -19,11 +18,17 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from wind_jax.data.speedy import STATES_PER_DAY, Settings, Speedy, kept_state, load_state, to_dataset
+from wind_jax.data.speedy import (
+    STATES_PER_DAY,
+    Settings,
+    Speedy,
+    check_warming,
+    kept_state,
+    load_state,
+    to_dataset,
+    warm_surface,
+)
 from wind_jax.physics import clausius_clapeyron
-
-MAX_WARMING = 10.0
-"""K; the model's tables of saturation and its time step are made for this climate."""
 
 
 class WarmedSpeedy(Speedy):
@@ -35,19 +40,15 @@ class WarmedSpeedy(Speedy):
         land: whether the temperature of the soil rises too.
 
     Raises:
-        ValueError: a warming that is not finite or beyond `MAX_WARMING`.
+        ValueError: a warming that is not finite or beyond `speedy.MAX_WARMING`.
         ImportError: `jcm` is not installed.
     """
 
     def __init__(self, settings: Settings, kelvin: float, land: bool = False):
-        if not (math.isfinite(kelvin) and abs(kelvin) <= MAX_WARMING):
-            raise ValueError(f"kelvin {kelvin}: expected a finite warming within {MAX_WARMING:g} K")
+        check_warming("kelvin", kelvin)
         super().__init__(settings)
         self.kelvin = kelvin
-        for name in ("sea_surface_temperature", "stl_am") if land else ("sea_surface_temperature",):
-            climatology = getattr(self._forcing, name)
-            warmer = dataclasses.replace(climatology, values=climatology.values + jnp.float32(kelvin))
-            self._forcing = self._forcing.copy(**{name: warmer})
+        self._forcing = warm_surface(self._forcing, kelvin, land)
 
     def warmed(self, state: Any) -> Any:
         """The state with warmer air: T + dT at every level, specific humidity times `physics.clausius_clapeyron`.

@@ -22,6 +22,7 @@ PRESSURE_VARIABLES = {
 SURFACE_VARIABLES = {
     "2m_temperature": "K",
     "mean_sea_level_pressure": "Pa",
+    "surface_pressure": "Pa",
     "10m_u_component_of_wind": "m s-1",
     "10m_v_component_of_wind": "m s-1",
     "total_precipitation_6hr": "m",

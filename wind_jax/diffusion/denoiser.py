@@ -10,28 +10,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from wind_jax.diffusion.reference import WHITE, Reference
 from wind_jax.diffusion.schedule import Schedule
 
 Denoiser = Callable[[Array, Array], Array]
 
-# Of the "preconditioned" prediction: finer structures of the atmosphere are weaker than its whole variance of 1.
-DETAIL_SPREAD = 0.3
-
-
-def _preconditioned(out, x_t, alpha, sigma):
-    """arXiv 2206.00364, eq. 7: what passes x_t by the network is what is best for data of spread `DETAIL_SPREAD`, and
-    the output has unit variance for data of variance 1."""
-    skip = alpha * DETAIL_SPREAD**2 / (alpha**2 * DETAIL_SPREAD**2 + sigma**2)
-    return skip * x_t + jnp.sqrt((1 - skip * alpha) ** 2 + (skip * sigma) ** 2) * out
-
-
-# x0_hat from the network's output, with z the noise: x_t = alpha x + sigma z.
-_TO_X0 = {
-    "preconditioned": _preconditioned,
-    "x0": lambda out, x_t, alpha, sigma: out,
-    "v": lambda out, x_t, alpha, sigma: (alpha * x_t - sigma * out) / (alpha**2 + sigma**2),
-    "epsilon": lambda out, x_t, alpha, sigma: (x_t - sigma * out) / alpha,
-}
+PREDICTIONS = ("preconditioned", "x0", "v", "epsilon")
+"""What a network's output may be, see `make_denoiser`."""
 
 
 def expand_like(t: ArrayLike, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -66,26 +51,38 @@ def about(mean: ArrayLike, denoiser: Denoiser, schedule: Schedule) -> Denoiser:
     return denoise
 
 
-def make_denoiser(network: Callable[[Array, Array], Array], schedule: Schedule, prediction: str = "x0") -> Denoiser:
+def make_denoiser(
+    network: Callable[[Array, Array], Array],
+    schedule: Schedule,
+    prediction: str = "x0",
+    reference: Reference = WHITE,
+) -> Denoiser:
     """Reads a network's output as E[x | x_t].
 
     Args:
         network: `(x_t, t) -> out`; sees t as `(b, frame)` for videos, `(b,)` for vectors.
         schedule: The noise schedule that the network was trained with.
-        prediction: What `out` is: "x0", "v" = alpha z - sigma x (arXiv 2202.00512), "epsilon" = z, or "preconditioned",
-            x0 less a part of x_t that fades with noise, scaled.
+        prediction: What `out` is, with x_t = alpha x + sigma z: "x0", "v" = alpha z - sigma x (arXiv 2202.00512),
+            "epsilon" = z, or "preconditioned", what is left of x by the reference's estimate, in units of its error.
+        reference: Of the "preconditioned" prediction.
 
     Raises:
         ValueError: An unknown `prediction`.
     """
-    if prediction not in _TO_X0:
-        raise ValueError(f"Unknown prediction {prediction!r}: expected one of {', '.join(_TO_X0)}.")
-    to_x0 = _TO_X0[prediction]
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"Unknown prediction {prediction!r}: expected one of {', '.join(PREDICTIONS)}.")
 
     def denoise(x_t, t):
         t = broadcast_time(t, x_t)
         out = network(x_t, t)
         t = expand_like(t, x_t)
-        return to_x0(out, x_t, schedule.alpha(t), schedule.sigma(t))
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        if prediction == "x0":
+            return out
+        if prediction == "v":
+            return (alpha * x_t - sigma * out) / (alpha**2 + sigma**2)
+        if prediction == "epsilon":
+            return (x_t - sigma * out) / alpha
+        return reference.estimate(x_t, alpha, sigma) + reference.error(alpha, sigma) * out
 
     return denoise

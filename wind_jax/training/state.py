@@ -1,17 +1,20 @@
 """Training state and the two pure functions on it: `init_state` and `train_step`."""
 
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from wind_jax.model.uvit import UViT, UViTConfig
-from wind_jax.prior import pure_params
+from wind_jax.prior import Prior, pure_params
 from wind_jax.training.mesh import check_split, parameter_sharding
 
 Loss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
@@ -34,16 +37,41 @@ class TrainState(NamedTuple):
 
 
 def make_optimizer(
-    learning_rate: float, warmup: int, steps: int, final_learning_rate: float = 1e-6, clip: float = 0.8
+    learning_rate: float,
+    warmup: int,
+    steps: int,
+    decay: int = 0,
+    final_learning_rate: float = 1e-6,
+    clip: float = 0.8,
 ) -> optax.GradientTransformation:
     """AdamW without weight decay, linear warm-up then cosine decay, clipped by global norm (WIND, arXiv 2602.03924).
 
+    Args:
+        learning_rate: after the warm-up.
+        warmup: steps of the warm-up.
+        steps: of the training.
+        decay: last steps, over which the rate falls; before them it is constant, so that a training can be continued
+            from any checkpoint before the decay. 0: all after the warm-up, as in the paper.
+        final_learning_rate: at the end.
+        clip: of the gradient's global norm.
+
     Raises:
-        ValueError: the warm-up is not shorter than the training.
+        ValueError: a rate or a clip that is not positive, or warm-up and decay that are longer than the training.
     """
-    if not 0 <= warmup < steps:
-        raise ValueError(f"warmup {warmup} must be shorter than the training of {steps} steps.")
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, steps, final_learning_rate)
+    for name, value in (("learning_rate", learning_rate), ("final_learning_rate", final_learning_rate), ("clip", clip)):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"optimizer.{name} is {value}, expected a positive number.")
+    decay = decay or steps - warmup
+    if not (0 <= warmup < steps and 0 < decay <= steps - warmup):
+        raise ValueError(f"warmup {warmup} and decay {decay} do not fit into the training of {steps} steps.")
+    schedule = optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, warmup),
+            optax.constant_schedule(learning_rate),
+            optax.cosine_decay_schedule(learning_rate, decay, final_learning_rate / learning_rate),
+        ],
+        [warmup, steps - decay],
+    )
     return optax.chain(optax.clip_by_global_norm(clip), optax.adamw(schedule, b2=0.99, weight_decay=0.0))
 
 
@@ -61,6 +89,20 @@ def init_state(config: UViTConfig, optimizer: optax.GradientTransformation, mesh
     """Initial state, created already sharded: no device ever holds a full copy of a sharded array."""
     create = functools.partial(_create, config, optimizer)
     return jax.jit(create, out_shardings=state_sharding(config, optimizer, mesh))(jax.random.key(seed))
+
+
+def begin_from(prior: Prior, config: UViTConfig, state: TrainState) -> TrainState:
+    """An initial state with the parameters of a prior, for its average too; the optimizer starts anew.
+
+    Raises:
+        ValueError: the prior has another architecture.
+    """
+    if prior.config != dataclasses.replace(config, dtype=prior.config.dtype, remat=prior.config.remat):
+        raise ValueError(f"config.init is a prior of the architecture {prior.config}, the run's is {config}.")
+    place = lambda old, new: jax.device_put(np.asarray(new, old.dtype), old.sharding)
+    return state._replace(
+        params=jax.tree.map(place, state.params, prior.params), ema=jax.tree.map(place, state.ema, prior.params)
+    )
 
 
 def state_sharding(config: UViTConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

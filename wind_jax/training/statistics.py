@@ -1,7 +1,8 @@
-"""Statistics and climatology of a run: computed once, kept in its workdir, guarded against another run's settings."""
+"""Statistics, climatology and spectrum of a run: computed once, kept in its workdir, not taken for another run's."""
 
 import io
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,13 @@ import numpy as np
 from wind_jax.data.climatology import Climatology, fit_climatology
 from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics, compute_statistics
 from wind_jax.data.store import Store, in_period
+from wind_jax.diffusion.reference import Spectrum, fit_spectrum
 from wind_jax.files import join, read_bytes, write_bytes
+from wind_jax.progress import track
 from wind_jax.training.processes import differences, on_first
+
+SPECTRUM = "spectrum.npz"
+_SPECTRUM_STATES, _SPECTRUM_BYTES = 2000, 2**30  # of the sample; a hundred states have tens of thousands of profiles
 
 
 def run_statistics(
@@ -63,6 +69,58 @@ def run_statistics(
     on_first(compute)
     statistics = Statistics.from_dict(read_json(path))
     return statistics, Climatology.load(climatology_path) if climatology else None
+
+
+def run_spectrum(
+    workdir: str,
+    store: Store,
+    period: tuple[str, str] | None,
+    statistics: Statistics,
+    climatology: Climatology | None,
+) -> Spectrum:
+    """The Gaussian reference of `store`, fitted by one process to a sample of states spread over the period.
+
+    Args:
+        workdir: path or URL, seen by all processes; `spectrum.npz` in it is taken where it is there.
+        store: the archive.
+        period: first and last date, both included whole; None for all of it.
+        statistics: for model units.
+        climatology: about which the network sees anomalies; None: about the mean.
+
+    Raises:
+        ValueError: the file there is of another archive or period, or is damaged.
+        OSError: it cannot be written.
+    """
+    settings = {"archive": store.path} | description(store) | {"period": list(period) if period else None}
+    path = join(workdir, SPECTRUM)
+
+    def load() -> tuple[Spectrum, dict] | None:
+        if (contents := read_bytes(path)) is None:
+            return None
+        try:
+            with np.load(io.BytesIO(contents)) as file:
+                return Spectrum(file["profiles"], file["variance"]), json.loads(str(file["settings"]))
+        except Exception as error:
+            raise ValueError(f"{path!r} is damaged: {error}. Delete it to have it made again.") from error
+
+    def compute() -> None:
+        if found := load():
+            if lines := differences(settings, found[1]):
+                raise ValueError(f"{path!r} is of another run: {lines}. Use another workdir, or delete that file.")
+            return
+        indices = np.flatnonzero(in_period(store.times, period))
+        most = max(2, min(_SPECTRUM_STATES, _SPECTRUM_BYTES // (4 * math.prod(store.grid.shape) * len(store.channels))))
+        chosen = indices[np.unique(np.linspace(0, indices.size - 1, most).astype(int))]
+        states = np.concatenate([store.read(int(i), 1) for i in track(chosen, "Spectrum", unit="state")])
+        x = statistics.normalize(states)
+        if climatology is not None:
+            x -= statistics.normalize(climatology.at(store.times[chosen]))
+        file = io.BytesIO()
+        np.savez_compressed(file, settings=np.array(json.dumps(settings)), **fit_spectrum(x)._asdict())
+        write_bytes(path, file.getvalue())
+
+    on_first(compute)
+    return load()[0]
 
 
 def description(store: Store) -> dict[str, Any]:
