@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     c.model.frame_kernel = 3  # 1: frames meet only in the transformers, as in the paper
     c.model.remat = False  # True: a block is run again in the backward pass
     c.model.remat_keeps = "nothing"  # of a block that is run again, or "dots": what matrix products made
-    c.model.dtype = "float32"  # or "bfloat16", on TPU and GPU
+    c.model.dtype = "float32"  # or "bfloat16"
 
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "rectified"

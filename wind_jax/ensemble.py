@@ -77,7 +77,7 @@ def members_at_once(prior: Prior, mesh: Mesh) -> int:
     def size(members: int) -> tuple[int, list[int]]:
         x = jax.ShapeDtypeStruct((members, *prior.shape), jnp.float32)
         inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
-        return backward_bytes(denoise, x, prior.params, inputs, widen=jax.default_backend() == "cpu")
+        return backward_bytes(denoise, x, prior.params, inputs)
 
     (kept, as_used), blocks = by_sample(size)
     one = 2 * kept + max((block for block, _ in blocks), default=0)

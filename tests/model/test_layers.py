@@ -53,17 +53,58 @@ def test_zero_padding():
     assert float(padded.sum()) == 2 * 3 * 4 * 5
 
 
+def with_gradient(dtype, x, y):
+    """The product of `x` and `y`, and the gradients of a sum of it that is not linear."""
+    loss = lambda x, y: jnp.sum(jnp.sin(layers.product(x, y, dtype)))
+    return layers.product(x, y, dtype), *jax.grad(loss, (0, 1))(x, y)
+
+
+SHAPES = [((2, 3, 5, 8), (8, 6)), ((2, 3, 5, 8), (2, 3, 8, 6)), ((1, 8), (8, 1))]
+
+
+@pytest.mark.parametrize(("x", "y"), SHAPES)
+def test_product_in_bfloat16_is_that_in_float32_of_rounded_operands(x, y):
+    x, y = (jax.lax.reduce_precision(normal(i, *shape), 8, 7) for i, shape in enumerate((x, y)))
+    expected, *gradients = with_gradient(jnp.float32, x, y)
+    np.testing.assert_allclose(expected, np.matmul(*(np.asarray(a, np.float64) for a in (x, y))), atol=1e-5)
+    rounded, *of_rounded = with_gradient(jnp.bfloat16, x, y)
+    np.testing.assert_allclose(rounded, expected, rtol=1e-6, atol=1e-6)
+    for ours, exact in zip(of_rounded, gradients):  # whose cotangents are rounded
+        assert ours.dtype == jnp.float32
+        np.testing.assert_allclose(ours, exact, atol=2**-8 * float(jnp.abs(exact).max()))
+
+
+@pytest.mark.parametrize("leading", [(), (2, 3)])
+def test_products_in_bfloat16_have_float32_sums(leading):
+    """257 is no number of bfloat16."""
+    x, y = jnp.ones((*leading, 257, 257)), jnp.ones((*leading, 257, 257))
+    assert (layers.product(x, y, jnp.bfloat16) == 257).all()
+    for gradient in jax.grad(lambda x, y: layers.product(x, y, jnp.bfloat16).sum(), (0, 1))(x, y):
+        assert (gradient == 257).all()
+
+
+@pytest.mark.parametrize(("x", "y"), SHAPES)
+def test_products_in_bfloat16_are_of_bfloat16_forward_and_back(x, y):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (x, y)]
+    program = jax.jit(lambda x, y: with_gradient(jnp.bfloat16, x, y)[1:]).trace(*shapes).jaxpr
+    products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+    assert len(products) == 3
+    assert all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
+    loss = lambda x, y: layers.product(x, y, jnp.bfloat16).sum()
+    assert matmul_flops(jax.grad(loss, (0, 1)), *shapes) == 3 * matmul_flops(loss, *shapes) > 0
+
+
 @pytest.mark.parametrize("mirror", [None, Mirror(0, 0)])
 def test_conv3x3_is_the_same_on_every_backend(monkeypatch, mirror):
     x, kernel = normal(0, 2, 2, 4, 6, 3), normal(1, 3, 3, 3, 5)
-    on_cpu = layers.conv3x3(x, kernel, mirror)
+    on_cpu = layers.conv3x3(x, kernel, mirror, jnp.float32)
     padded = np.asarray(layers.pad_one(x, mirror), np.float64)
     direct = sum(
         padded[..., i : i + 4, j : j + 6, :] @ np.asarray(kernel[i, j], np.float64) for i in range(3) for j in range(3)
     )
     monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
     np.testing.assert_allclose(on_cpu, direct, atol=1e-4)
-    np.testing.assert_allclose(layers.conv3x3(x, kernel, mirror), direct, atol=1e-4)
+    np.testing.assert_allclose(layers.conv3x3(x, kernel, mirror, jnp.float32), direct, atol=1e-4)
 
 
 def test_attention_is_the_same_on_every_backend(monkeypatch):
@@ -71,9 +112,9 @@ def test_attention_is_the_same_on_every_backend(monkeypatch):
     logits = np.einsum("bqhd,bkhd->bhqk", *(np.asarray(a, np.float64) for a in (q, k))) / 2
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhd->bqhd", weights, np.asarray(v, np.float64))
-    np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)
+    np.testing.assert_allclose(layers.attention(q, k, v, jnp.float32), expected, atol=1e-5)
     monkeypatch.setattr(layers.jax, "default_backend", lambda: "gpu")
-    np.testing.assert_allclose(layers.attention(q, k, v), expected, atol=1e-5)
+    np.testing.assert_allclose(layers.attention(q, k, v, jnp.float32), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +134,7 @@ def test_attention_is_fused_where_cudnn_takes_it(monkeypatch, backend, tokens, w
     monkeypatch.setattr(layers.jax, "default_backend", lambda: backend)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     q = jnp.zeros((2, tokens, 4, width), dtype)
-    loss = lambda q: layers.attention(q, q, q).astype(jnp.float32).sum()
+    loss = lambda q: layers.attention(q, q, q, dtype).astype(jnp.float32).sum()
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention promotes
         assert ("dot_product_attention_" in str(jax.make_jaxpr(loss)(q))) == fused
         assert matmul_flops(loss, q) == 2 * 2 * 2 * 4 * tokens**2 * width

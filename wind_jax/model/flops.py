@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -28,13 +27,12 @@ def matmul_flops(fn: Callable, *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
-def backward_bytes(fn: Callable, *args: Any, widen: bool = False) -> tuple[int, list[int]]:
+def backward_bytes(fn: Callable, *args: Any) -> tuple[int, list[int]]:
     """Bytes that the backward pass of `fn(*args)` to its first argument reads.
 
     Args:
       fn: any traceable function.
       *args: its arguments; `jax.ShapeDtypeStruct` will do.
-      widen: count bfloat16 as float32, to which XLA converts it on CPU.
 
     Returns:
       kept: all that the forward pass leaves for it; not arguments, which are there anyway.
@@ -51,7 +49,7 @@ def backward_bytes(fn: Callable, *args: Any, widen: bool = False) -> tuple[int, 
       (80, [40, 80])
     """
     blocks = _blocks(jax.make_jaxpr(fn)(*args).jaxpr)
-    return _residuals(fn, *args, widen=widen), [_residuals_of(block, widen) for block in blocks]
+    return _residuals(fn, *args), [_residuals_of(block) for block in blocks]
 
 
 def by_sample(size: Callable[[int], tuple[int, list[int]]]) -> tuple[tuple[int, int], list[tuple[int, int]]]:
@@ -73,20 +71,16 @@ def by_sample(size: Callable[[int], tuple[int, list[int]]]) -> tuple[tuple[int, 
     return apart(kept, kept_by_two), [apart(*pair) for pair in zip(blocks, blocks_by_two, strict=True)]
 
 
-def _residuals(fn: Callable, *args: Any, widen: bool, arguments: bool = False) -> int:
+def _residuals(fn: Callable, *args: Any, arguments: bool = False) -> int:
     pullback = lambda first, *rest: jax.vjp(lambda first: fn(first, *rest), first)[1]
     jaxpr = jax.make_jaxpr(pullback)(*args).jaxpr
     left = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
-    return sum(_bytes(v.aval, widen) for v in (left if arguments else left - set(jaxpr.invars)))
+    return sum(v.aval.size * v.aval.dtype.itemsize for v in (left if arguments else left - set(jaxpr.invars)))
 
 
-def _residuals_of(jaxpr: core.Jaxpr, widen: bool) -> int:
+def _residuals_of(jaxpr: core.Jaxpr) -> int:
     block = core.jaxpr_as_fun(core.ClosedJaxpr(jaxpr, ()))
-    return _residuals(lambda inputs: block(*inputs), [v.aval for v in jaxpr.invars], widen=widen, arguments=True)
-
-
-def _bytes(array: Any, widen: bool) -> int:
-    return array.size * (4 if widen and array.dtype == jnp.bfloat16 else array.dtype.itemsize)
+    return _residuals(lambda inputs: block(*inputs), [v.aval for v in jaxpr.invars], arguments=True)
 
 
 def _blocks(jaxpr: core.Jaxpr) -> Iterator[core.Jaxpr]:

@@ -1,7 +1,7 @@
 """Parts of the video U-ViT: padding on the sphere, convolutions, rotary positions, attention, the two blocks.
 
 Arrays are `(b, t, h, w, c)`: batch, frame, latitude (south to north), longitude, channel. Parameters are
-float32; products are taken in the compute type a module was built with.
+float32; products are taken in the compute type a module was built with (see `product`).
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 EPSILON = 1e-6
@@ -18,6 +19,59 @@ GROUPS = 32
 
 ZEROS = nnx.initializers.zeros_init()
 LECUN = nnx.initializers.lecun_normal()
+
+
+def _sum_over(x_axes: Sequence[int], y_axes: Sequence[int], x: jax.Array, y: jax.Array, common: int) -> jax.Array:
+    """Product summed over these axes, of all pairs of the others but the first `common`; bfloat16 gives float32."""
+    axes = ((x_axes, y_axes), (range(common), range(common)))
+    return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _bfloat16_product(x: Float[Array, "... k"], y: Float[Array, "... k n"]) -> Float[Array, "... n"]:
+    return _bfloat16_forward(x, y)[0]
+
+
+def _bfloat16_forward(x, y):
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return _sum_over([x.ndim - 1], [y.ndim - 2], x, y, y.ndim - 2), (x, y)
+
+
+def _bfloat16_backward(operands, cotangent):
+    (x, y), cotangent = operands, cotangent.astype(jnp.bfloat16)
+    common, axes = y.ndim - 2, x.ndim
+    x_cotangent = _sum_over([axes - 1], [common + 1], cotangent, y, common)
+    # XLA's CPU backend sums bfloat16 over the last axes of the first operand alone, and widens other products. What it
+    # has merged axes of counts as such an operand; a transposed matrix would not: hence an axis more, of length 1.
+    x, cotangent = (jnp.expand_dims(a, common) for a in (x, cotangent))
+    transposed = jnp.moveaxis(x, -1, common)
+    y_cotangent = _sum_over(range(common + 1, axes + 1), range(common, axes), transposed, cotangent, common)
+    return x_cotangent, y_cotangent
+
+
+_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+
+
+def product(x: Float[Array, "... k"], y: Float[Array, "... k n"], dtype: DTypeLike) -> Float[Array, "... n"]:
+    """Matrix product of operands rounded to `dtype`. All but the last two axes of `y` are the first ones of `x`.
+
+    On accelerators the result is of `dtype` as well. On CPU it is float32, and so are the sums of its gradient: XLA
+    multiplies bfloat16 fast there where sums are float32, and is slow in all else that is done in bfloat16.
+    """
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return _bfloat16_product(x, y)
+    common = range(y.ndim - 2)
+    return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), (((x.ndim - 1,), (y.ndim - 2,)), (common, common)))
+
+
+class Linear(nnx.Linear):
+    """Linear layer by `product`."""
+
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... out"]:
+        out = product(x, self.kernel[...], self.dtype)
+        if self.bias is None:
+            return out
+        return out + jnp.expand_dims(self.bias[...].astype(out.dtype), range(out.ndim - 1))
 
 
 class Mirror(NamedTuple):
@@ -81,7 +135,7 @@ def neighbours(x: Float[Array, "... w c"], periodic: bool) -> tuple[Float[Array,
 
 
 def conv3x3(
-    x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 c out"], mirror: Mirror | None
+    x: Float[Array, "b t h w c"], kernel: Float[Array, "3 3 c out"], mirror: Mirror | None, dtype: DTypeLike
 ) -> Float[Array, "b t h w out"]:
     """3 x 3 convolution of every frame, padded as by `pad_one`.
 
@@ -95,11 +149,11 @@ def conv3x3(
         padded = pad_rows(x, mirror)
         rows = jnp.concatenate([padded[..., i : i + h, :, :] for i in range(3)], axis=-1)
         columns = kernel.transpose(0, 2, 1, 3).reshape(3 * c, -1)
-        out = rows.reshape(b * t * h, w, 3 * c) @ columns  # columns stay an axis: merged, split ones would be gathered
-        west, here, east = jnp.split(out.reshape(b, t, h, w, -1), 3, axis=-1)
+        west, here, east = jnp.split(product(rows, columns, dtype), 3, axis=-1)
         return neighbours(west, mirror is not None)[0] + here + neighbours(east, mirror is not None)[1]
-    padded = pad_one(x, mirror).reshape(b * t, h + 2, w + 2, c)
-    out = jax.lax.conv_general_dilated(padded, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    padded = pad_one(x.astype(dtype), mirror).reshape(b * t, h + 2, w + 2, c)
+    form = ("NHWC", "HWIO", "NHWC")
+    out = jax.lax.conv_general_dilated(padded, kernel.astype(dtype), (1, 1), "VALID", dimension_numbers=form)
     return out.reshape(b, t, h, w, -1)
 
 
@@ -122,8 +176,8 @@ class Conv3x3(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w out"]:
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
-        return conv3x3(x.astype(self.dtype), kernel, self.mirror) + bias[None, None, None, None, :]
+        out = conv3x3(x, self.kernel[...], self.mirror, self.dtype)
+        return out + self.bias[...].astype(out.dtype)[None, None, None, None, :]
 
 
 class FrameConv(nnx.Module):
@@ -134,10 +188,10 @@ class FrameConv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        kernel = self.kernel[...].astype(self.dtype)
+        kernel = self.kernel[...]
         size, frames = kernel.shape[0], x.shape[1]
         padded = jnp.pad(x, [(0, 0), (size // 2, size // 2), (0, 0), (0, 0), (0, 0)])
-        return sum(padded[:, k : k + frames] @ kernel[k] for k in range(size))
+        return sum(product(padded[:, k : k + frames], kernel[k], self.dtype) for k in range(size))
 
 
 class GroupNorm(nnx.Module):
@@ -231,7 +285,7 @@ def fuses(q: Float[Array, "b n heads d"]) -> bool:
 
 
 def attention(
-    q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"]
+    q: Float[Array, "b n heads d"], k: Float[Array, "b n heads d"], v: Float[Array, "b n heads d"], dtype: DTypeLike
 ) -> Float[Array, "b n heads d"]:
     """Softmax attention, softmax in float32.
 
@@ -240,12 +294,12 @@ def attention(
     of 32, and divided by the weights' sum last, where there is least to divide.
     """
     if jax.default_backend() != "cpu":
+        q, k, v = (a.astype(dtype) for a in (q, k, v))
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if fuses(q) else "xla")
     q, k, v = (jnp.swapaxes(a, 1, 2) for a in (q * q.shape[-1] ** -0.5, k, v))
-    logits = (q @ jnp.swapaxes(k, 2, 3)).astype(jnp.float32)
+    logits = product(q, jnp.swapaxes(k, 2, 3), dtype)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    attended = (weights.astype(v.dtype) @ v).astype(jnp.float32) / weights.sum(axis=-1, keepdims=True)
-    return jnp.swapaxes(attended.astype(v.dtype), 1, 2)
+    return jnp.swapaxes(product(weights, v, dtype) / weights.sum(axis=-1, keepdims=True), 1, 2)
 
 
 class ResBlock(nnx.Module):
@@ -265,7 +319,7 @@ class ResBlock(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        self.embed = nnx.Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.embed = Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
         self.in_norm = GroupNorm(width)
         self.in_conv = Conv3x3(width, width, mirror=mirror, dtype=dtype, rngs=rngs)
         self.out_norm = GroupNorm(width)
@@ -287,12 +341,12 @@ class TransformerBlock(nnx.Module):
     def __init__(self, width: int, embedding: int, *, heads: int, geometry: str, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads, self.geometry = heads, geometry
         self.norm = RMSNorm(width)
-        self.embed = nnx.Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
-        self.project = nnx.Linear(width, 7 * width, dtype=dtype, rngs=rngs)
+        self.embed = Linear(embedding, 2 * width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.project = Linear(width, 7 * width, dtype=dtype, rngs=rngs)
         self.q_norm = RMSNorm(width // heads)
         self.k_norm = RMSNorm(width // heads)
-        self.attention_out = nnx.Linear(width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
-        self.mlp_out = nnx.Linear(4 * width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.attention_out = Linear(width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
+        self.mlp_out = Linear(4 * width, width, dtype=dtype, kernel_init=ZEROS, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b t h w c"], embedding: Float[Array, "be te e"]) -> Float[Array, "b t h w c"]:
         b, t, h, w, c = x.shape
@@ -302,7 +356,7 @@ class TransformerBlock(nnx.Module):
         q = rotate(self.q_norm(qkv[..., 0, :, :]), self.geometry)
         k = rotate(self.k_norm(qkv[..., 1, :, :]), self.geometry)
         q, k, v = (a.reshape(b, t * h * w, self.heads, -1) for a in (q, k, qkv[..., 2, :, :]))
-        attended = attention(q, k, v).reshape(b, t, h, w, c)
+        attended = attention(q, k, v, self.attention_out.dtype).reshape(b, t, h, w, c)
         return x + self.attention_out(attended) + self.mlp_out(nnx.silu(projected[..., 3 * c :]))
 
 

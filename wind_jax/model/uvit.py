@@ -20,6 +20,7 @@ from wind_jax.model.layers import (
     GROUPS,
     LECUN,
     Down,
+    Linear,
     Mirror,
     ResBlock,
     TransformerBlock,
@@ -220,8 +221,8 @@ class NoiseEmbedding(nnx.Module):
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.width = width
-        self.hidden = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.hidden = Linear(width, width, dtype=dtype, rngs=rngs)
+        self.out = Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, t: Float[Array, "b t"]) -> Float[Array, "b t e"]:
         frequencies = jnp.asarray(np.geomspace(1.0, 1000.0, self.width // 2), jnp.float32)
@@ -249,11 +250,11 @@ class UViT(nnx.Module):
             self.noise_embedding = NoiseEmbedding(config.embedding, dtype=dtype, rngs=rngs)
         else:
             self.noise_constant = nnx.Param(UNIT(rngs.params(), (1, 1, config.embedding), jnp.float32))
-        self.patch_embed = nnx.Linear(patch**2 * inputs, config.widths[0], dtype=dtype, kernel_init=LECUN, rngs=rngs)
+        self.patch_embed = Linear(patch**2 * inputs, config.widths[0], dtype=dtype, kernel_init=LECUN, rngs=rngs)
         coarsest = len(config.widths) - 1
         self.levels = nnx.Dict({str(i): Level(config, i, rngs=rngs) for i in range(coarsest)})
         self.mid_blocks = _stack(config, coarsest, rngs)
-        self.patch_unembed = nnx.Linear(
+        self.patch_unembed = Linear(
             config.widths[0],
             patch**2 * config.channels,
             use_bias=False,
@@ -294,7 +295,6 @@ class UViT(nnx.Module):
             embedding = self.noise_embedding(t)
         else:
             embedding = self.noise_constant[...]
-        embedding = embedding.astype(config.dtype)
 
         x = self._embed_patches(self._to_network_grid(jnp.concatenate([x_t, forcings], axis=-1)))
         levels = [self.levels[str(i)] for i in range(len(config.widths) - 1)]

@@ -99,8 +99,7 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
     all that it still reads, that block's own, and gradients. Parameters that `fsdp` splits are whole where they are
     used: those outside of stacks from there on until the backward pass is through with them, those of a block while it
     runs, with their gradient. What a compiler adds is cotangents and scratch space of single operations; what it saves,
-    it does by fusing them. The activations are those of the program as traced here. On CPU bfloat16 counts as float32:
-    XLA has no products of bfloat16 there, and keeps what they read converted.
+    it does by fusing them. The activations are those of the program as traced here.
 
     Args:
         loss: (params, batch) -> scalar.
@@ -108,7 +107,7 @@ def step_memory(mesh: Mesh, loss: Callable, state: Any, batch: dict[str, jax.Sha
         batch: abstract arrays of the global batch.
     """
     samples = lambda n: {name: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for name, a in batch.items()}
-    size = lambda n: backward_bytes(loss, state.params, samples(n), widen=jax.default_backend() == "cpu")
+    size = lambda n: backward_bytes(loss, state.params, samples(n))
     # What `fsdp` splits is gathered only where a mesh is set.
     with jax.set_mesh(mesh) if mesh.shape["fsdp"] > 1 else contextlib.nullcontext():
         (kept, as_used), blocks = by_sample(size)
