@@ -19,8 +19,11 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.path = "data/a.zarr,data/b.zarr"
     c.data.validation_path = "data/heldout.zarr"
-    c.data.variables = ()  # empty: all
+    c.data.variables = ()  # empty: the ten of the paper
     c.data.levels = (250, 500, 700, 850)
+    # Variables that `wind_jax.channels.LEXICON` lacks, by name: {"units": "kg kg-1", "on_levels": True} and what else
+    # `Variable` has. They are read where `variables` names them.
+    c.data.lexicon = ConfigDict()
     c.data.period = ()  # (first, last) day of training, empty: all
     c.data.validation_period = ()
     c.data.grid = (32, 64)  # rows and columns that the archive must have

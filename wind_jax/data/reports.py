@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Bool, Key
 
-from wind_jax.data.variables import Channel
+from wind_jax.channels import Channel
 
 SPEED, DIRECTION, TEMPERATURE = "10m_wind_speed", "10m_wind_direction", "2m_temperature"
 COMPONENTS = ("10m_u_component_of_wind", "10m_v_component_of_wind")
