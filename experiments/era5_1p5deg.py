@@ -24,7 +24,6 @@ def get_config() -> ConfigDict:
     c.data.validation_path = c.data.path
     c.data.grid = (121, 240)
     c.data.levels = ()  # all 13
-    c.data.lexicon = ConfigDict()  # no variables beyond those of WeatherBench2 that the package knows
     c.data.period = ("1979-01-01", "2019-12-31")
     c.data.validation_period = ("2021-01-01", "2021-12-31")
     c.data.in_memory = False

@@ -11,7 +11,7 @@ from wind_jax.channels import LEXICON, Channel, channels, stack
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import open_store
 from wind_jax.embedded import embedded
-from wind_jax.sphere import Grid
+from wind_jax.sphere import Grid, area_weights
 from wind_jax.tasks.conservation import (
     QUANTITIES,
     Columns,
@@ -52,12 +52,22 @@ def test_closed_forms_on_a_ball():
     np.testing.assert_allclose(operator(jnp.asarray(x)), 0.1, rtol=1e-5)
 
 
-def test_surface_pressure_is_taken_where_it_is_given():
-    columns, x = isothermal_earth()
+def test_mass_is_an_integral_of_surface_pressure_where_that_is_a_channel():
+    """Dry air is (1 - q) p / g of each column, whatever the geopotential says, and without any."""
+    columns, x = isothermal_earth(0.01)
     given = (*columns.channels, Channel(LEXICON["surface_pressure"]))
-    x = np.concatenate([x, np.full((*x.shape[:-1], 1), 9e4, np.float32)], -1)
-    mass = total(x, Columns(given, columns.grid, columns.surface_geopotential))
-    np.testing.assert_allclose(mass, physics.EARTH_AREA * 9e4 / physics.GRAVITY, rtol=1e-6)
+    pressure = 9e4 + 5e3 * np.random.default_rng(0).normal(size=(*x.shape[:-1], 1))
+    x = np.concatenate([x, pressure.astype(np.float32)], -1)
+    weights = area_weights(columns.grid) / area_weights(columns.grid).mean()
+    exact = 0.99 * physics.EARTH_AREA / physics.GRAVITY * (weights * x[0, ..., -1].astype(np.float64)).mean()
+
+    def mass(some):
+        return total(x[..., some], Columns([given[i] for i in some], columns.grid, columns.surface_geopotential))
+
+    np.testing.assert_allclose(mass([0, 1, 2, 3, 4]), exact, rtol=1e-6)
+    np.testing.assert_allclose(mass([2, 3, 4]), exact, rtol=1e-6)
+    with pytest.raises(ValueError, match="the columns need surface_pressure, or geopotential"):
+        mass([2, 3])
 
 
 def test_dry_air_of_era5_is_that_of_the_earth(shared_data, sample):

@@ -75,7 +75,8 @@ class Climatology:
             ValueError: a channel it does not have.
         """
         if missing := [c.key for c in wanted if c not in self.channels]:
-            raise ValueError(f"climatology lacks {missing}; it has {[c.key for c in self.channels]}")
+            there = [c.key for c in self.channels]
+            raise ValueError(f"climatology lacks {missing}, or defines them otherwise; it has {there}")
         positions = [self.channels.index(c) for c in wanted]
         return Climatology(tuple(wanted), self.grid, self.coefficients[..., positions])
 

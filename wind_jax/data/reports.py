@@ -1,7 +1,7 @@
 """Tables of station reports: one value a row, with its place and time; CSV or Parquet.
 
 Columns: station, time (UTC), latitude, longitude (degrees), elevation (m), variable, value, and optionally error and
-level (hPa). Names and units are those of the table of variables, and 10m_wind_speed (m s-1).
+level (hPa). Names and units are those of `wind_jax.channels.LEXICON`, and 10m_wind_speed (m s-1).
 """
 
 from collections.abc import Sequence
