@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.data.validation_path = "data/heldout.zarr"
     c.data.variables = ()  # empty: the ten of the paper
     c.data.levels = (250, 500, 700, 850)
-    # Variables that `wind_jax.channels.LEXICON` lacks, by name: {"units": "kg kg-1", "on_levels": True}, see docs/data.md.
+    # Variables that `wind_jax.channels.LEXICON` lacks, by name: {"units": "kg kg-1", "on_levels": True}; docs/data.md.
     # Those wanted have to be among `variables`.
     c.data.lexicon = ConfigDict()
     c.data.period = ()  # (first, last) day of training, empty: all
