@@ -32,11 +32,11 @@ import tensorstore as ts
 import xarray
 from measure import report
 
+from wind_jax.channels import channels
 from wind_jax.data.forcings import forcings
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.pipeline import channel_chunk, compressor
 from wind_jax.data.store import STATE, TIME_STEP, open_store
-from wind_jax.data.variables import channels
 from wind_jax.data.windows import window_starts, windows
 
 IN_FLIGHT = 4

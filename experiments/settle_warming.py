@@ -25,12 +25,12 @@ from ml_collections import ConfigDict
 
 from experiments import warming
 from wind_jax import config as configuration
+from wind_jax.channels import channels
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.speedy import STATES_PER_DAY, Settings, simulate
 from wind_jax.data.speedy_warming import WarmedSpeedy, branch
 from wind_jax.data.store import TIME_STEP, Store, open_store
-from wind_jax.data.variables import channels
 from wind_jax.embedded import resolve
 from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once
 from wind_jax.evaluation import plots

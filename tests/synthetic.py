@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import xarray
 
-from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES
+from wind_jax.channels import LEXICON
 
 LATITUDE = np.linspace(-90, 90, 7)
 LONGITUDE = np.arange(0, 360, 45.0)
 LEVELS = (300, 500, 850)
 MEANS = {"temperature": 260, "geopotential": 5e4, "specific_humidity": 5e-3, "2m_temperature": 285,
-         "mean_sea_level_pressure": 1.01e5, "total_precipitation_6hr": 2e-3}  # fmt: skip
+         "mean_sea_level_pressure": 1.01e5, "surface_pressure": 9.7e4, "total_precipitation_6hr": 2e-3}  # fmt: skip
 
 
 def times(n: int = 40, start: str = "2000-01-01") -> np.ndarray:
@@ -28,10 +28,10 @@ def fields(times, latitude=LATITUDE, longitude=LONGITUDE, levels=LEVELS, seed: i
     dataset = xarray.Dataset(
         coords={"time": times, "level": list(levels), "latitude": latitude, "longitude": longitude}
     )
-    for name in (*PRESSURE_VARIABLES, *SURFACE_VARIABLES):
+    for name, variable in LEXICON.items():
         mean = MEANS.get(name, 0.0)
         amplitude = 0.3 * mean if 0 < mean < 1 else 0.05 * mean if mean else 10.0
-        count = len(levels) if name in PRESSURE_VARIABLES else 1
+        count = len(levels) if variable.on_levels else 1
         phase = rng.uniform(0, 2 * np.pi, (count, 3))[:, None, :, None, None]
         wave = sum(
             np.cos(k * lam[None, None, None, :] - (0.02 + 0.013 * k) * hours[None, :, None, None] + phase[:, :, k - 1])
@@ -39,7 +39,7 @@ def fields(times, latitude=LATITUDE, longitude=LONGITUDE, levels=LEVELS, seed: i
             for k in (1, 2, 3)
         )
         values = (mean + amplitude * wave).astype(np.float32)  # (level, time, latitude, longitude)
-        if name in PRESSURE_VARIABLES:
+        if variable.on_levels:
             dataset[name] = ("time", "level", "latitude", "longitude"), values.swapaxes(0, 1)
         else:
             dataset[name] = ("time", "latitude", "longitude"), values[0]

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     return ConfigDict({"workdir": "runs/x", "seed": 0, "rate": 0.5, "flag": True, "shape": (1, 2),
-                       "data": {"path": "embedded", "period": ()}})
+                       "data": {"path": "embedded", "period": ()}, "lexicon": {}})
 """
 
 
@@ -54,6 +54,8 @@ def test_the_configuration_is_locked(path):
         (["--config.seed.x=1"], "'seed.x'"),
         (["--config.seed=many"], "'seed' is of type int, got 'many'"),
         (["--config.data=1"], "group; expected one of data.path"),
+        (["--config.lexicon={}"], "group; the experiment file fills it"),
+        (["--config.lexicon.ozone=1"], "'lexicon.ozone'"),
         (["--config.seed"], "needs a value"),
         (["--dryrun"], "'--dryrun'; expected .*--dry_run"),
         (["extra"], "'extra'"),

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from wind_jax import ensemble
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import sample
 from wind_jax.diffusion.schedule import time_grid

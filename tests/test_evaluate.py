@@ -10,8 +10,8 @@ import pytest
 import xarray
 
 from wind_jax import evaluate
+from wind_jax.channels import channels
 from wind_jax.data.climatology import HARMONICS, Climatology
-from wind_jax.data.variables import channels
 from wind_jax.results import ForecastFile
 from wind_jax.sphere import Grid
 

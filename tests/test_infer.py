@@ -15,10 +15,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from wind_jax import config, embedded, infer
+from wind_jax.channels import channels
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.evaluation import scores
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, load_prior, pure_params, save_prior

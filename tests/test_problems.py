@@ -9,9 +9,9 @@ import pytest
 import synthetic
 
 from wind_jax import rollout as rolling
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store
-from wind_jax.data.variables import channels
 from wind_jax.diffusion.guidance import METHODS
 from wind_jax.diffusion.posterior import STEP_METHODS
 from wind_jax.model.uvit import UViTConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray
 
-from wind_jax.data.variables import channels
+from wind_jax.channels import channels
 from wind_jax.results import ALL, ForecastFile, Position, results
 from wind_jax.sphere import Grid
 

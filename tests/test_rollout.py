@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from wind_jax import rollout as module
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.ensemble import over_mesh
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, pure_params

@@ -8,9 +8,9 @@ import synthetic
 from flax import nnx
 
 from experiments import settle_warming
+from wind_jax.channels import channels
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.evaluation.counterfactual import Record
 from wind_jax.model.uvit import UViT, UViTConfig
 from wind_jax.prior import Prior, pure_params, save_prior

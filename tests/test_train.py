@@ -337,6 +337,9 @@ def test_last_checkpoint_that_fails_ends_with_an_error(archive, tmp_path, monkey
 def test_checkpoint_of_another_architecture_is_refused(archive, finished):
     with pytest.raises(ValueError, match=r"model.depth is 3, there it is 1"):
         train(config(archive, finished, **{"model.depth": 3}))
+    celsius = {"2m_temperature": {"units": "degC", "on_levels": False}}
+    with pytest.raises(ValueError, match=r"data.lexicon.2m_temperature.units is 'degC'"):
+        train(config(archive, finished, **{"data.lexicon": celsius}))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +348,9 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
         ({"data.path": "/nowhere.zarr"}, "nowhere"),
         ({"data.grid": (16, 32)}, r"has the grid \(8, 16\)"),
         ({"data.levels": (500, 600)}, "600"),
+        ({"data.variables": ("ozone",)}, "unknown variable 'ozone'"),
+        ({"data.lexicon": {"ozone": {"on_levels": True}}}, "'ozone' has no units"),
+        ({"data.lexicon": {"ozone": {"units": "1", "on_levels": True, "transform": "log"}}}, "'ozone' .* 'log'"),
         ({"batch_size": 3}, "batch_size 3 does not divide over data x fsdp = 8"),
         ({"mesh.data": 1, "mesh.space": 8, "data.grid": (16, 30)}, "30 longitudes do not divide over space = 8"),
         ({"non_finite": "ignore"}, "config.non_finite is 'ignore'"),

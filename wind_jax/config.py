@@ -105,7 +105,10 @@ def _override(config: ConfigDict, key: str, text: str) -> None:
             raise ValueError(f"Unknown configuration key {key!r}; expected one such as {', '.join(close)}.")
         parent, node = node, node[name]
     if isinstance(node, ConfigDict):
-        raise ValueError(f"Configuration key {key!r} is a group; expected one of {', '.join(_keys(node, key))}.")
+        expected = (
+            f"expected one of {', '.join(known)}" if (known := _keys(node, key)) else "the experiment file fills it"
+        )
+        raise ValueError(f"Configuration key {key!r} is a group; {expected}.")
     try:
         parent[leaf] = text if isinstance(node, str) else _literal(text)
     except TypeError:

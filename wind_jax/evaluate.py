@@ -34,7 +34,6 @@ from rich.table import Table
 
 from wind_jax.command import command
 from wind_jax.data.store import in_period
-from wind_jax.data.variables import Channel
 from wind_jax.evaluation import scores
 from wind_jax.evaluation.fields import LEAD, Chosen, Fields, Levels, agree, locate, open_climatology, whole
 from wind_jax.progress import Progress, printer
@@ -82,7 +81,7 @@ def evaluate(options: argparse.Namespace) -> tuple[list[scores.Record], Ranks]:
     empty: list[str] = []  # fields without a score
     with Progress("scoring", len(starts) * sum(map(len, blocks.values())), unit="block") as bar:
         for variable, levels in chosen.items():
-            channels = [Channel(variable, level, forecast.units(variable)) for level in levels]
+            channels = [scores.Scored(variable, level, forecast.units(variable)) for level in levels]
             asked = (*wanted, *exceedances.get(variable, ()))
             cases = []
             for case, start in enumerate(starts):

@@ -15,6 +15,7 @@ import numpy as np
 import xarray
 import zarr
 
+from wind_jax.channels import levels_of, positions
 from wind_jax.command import command
 from wind_jax.embedded import resolve
 from wind_jax.prior import Prior, load_prior, save_prior
@@ -36,8 +37,7 @@ def excerpt(archive: xarray.Dataset, prior: Prior, days: int, skip: int = 0) -> 
     Returns:
         The excerpt, values rounded to 13 bits of mantissa.
     """
-    names = list(dict.fromkeys(channel.name for channel in prior.statistics.channels))
-    levels = sorted({channel.level for channel in prior.statistics.channels if channel.level is not None})
+    names, levels = list(positions(prior.statistics.channels)), levels_of(prior.statistics.channels)
     times = archive.time.dt
     chosen = archive[names + list(STATIC)].sel(level=levels)
     settled = (archive.time >= archive.time[0] + np.timedelta64(skip, "D")).values

@@ -19,7 +19,7 @@ import xarray
 import zarr
 from jaxtyping import Float
 
-from wind_jax.data.variables import CF_ATTRIBUTES, Channel
+from wind_jax.channels import Channel, levels_of, positions
 from wind_jax.sphere import Grid
 
 MARK = "config.json"  # of a complete run: taken away first and put back last when results are replaced
@@ -211,7 +211,7 @@ class ForecastFile:
     ):
         self.path, self.channels, self.grid = path, tuple(channels), grid
         self.starts, self.leads, self.members, self.chunk = starts, leads, members, chunk
-        self._levels = sorted({c.level for c in channels if c.level is not None})
+        self._levels = levels_of(self.channels)
         values = {
             "time": starts.astype("datetime64[ns]"),
             "number": np.arange(members or 0),
@@ -223,7 +223,7 @@ class ForecastFile:
         if not path.exists():
             self._create({name: (name, x, _COORDINATES[name]) for name, x in values.items() if len(x)}, arms)
         group = zarr.open_group(path, mode="r+", zarr_format=2)
-        self._arrays = {name: group[name] for name in dict.fromkeys(c.name for c in channels)}
+        self._arrays = {name: group[name] for name in positions(self.channels)}
 
     def _create(self, coordinates: dict, arms: Sequence[str] | None) -> None:
         """Coordinates and empty arrays; in place only when whole."""
@@ -245,18 +245,17 @@ class ForecastFile:
             },
         )
         group = zarr.open_group(partial, mode="r+", zarr_format=2)
-        for name, units in dict.fromkeys((c.name, c.units) for c in self.channels):
-            surface = all(c.level is None for c in self.channels if c.name == name)
-            dims = [d for d in coordinates if not (surface and d == "level")]
+        for variable in dict.fromkeys(c.variable for c in self.channels):
+            dims = [d for d in coordinates if variable.on_levels or d != "level"]
             sizes = {d: len(coordinates[d][1]) for d in dims}
             chunks = {"time": 1, "number": 1, "prediction_timedelta": min(self.chunk, len(self.leads))}
             group.create_array(
-                name,
+                variable.name,
                 shape=tuple(sizes.values()),
                 chunks=tuple(chunks.get(d, size) for d, size in sizes.items()),
                 dtype="float32",
                 fill_value=math.nan,
-                attributes={"_ARRAY_DIMENSIONS": dims, "units": units, **CF_ATTRIBUTES.get(name, {})},
+                attributes={"_ARRAY_DIMENSIONS": dims, **variable.attributes("prediction_timedelta")},
             )
         zarr.consolidate_metadata(partial, zarr_format=2)
         partial.rename(self.path)
@@ -271,14 +270,13 @@ class ForecastFile:
             members: positions along `number`.
         """
         where = (start, lead) if members is None else (start, members, lead)
-        for name, array in self._arrays.items():
-            mine = [i for i, c in enumerate(self.channels) if c.name == name]
+        for name, mine in positions(self.channels).items():
             fields = np.moveaxis(values[..., mine], -1, -3)
             if self.channels[mine[0]].level is None:
-                array[where] = fields[..., 0, :, :]
+                self._arrays[name][where] = fields[..., 0, :, :]
                 continue
             rows = [self._levels.index(self.channels[i].level) for i in mine]
-            array.oindex[(*where, rows)] = fields
+            self._arrays[name].oindex[(*where, rows)] = fields
 
     def read(self, start: int, lead: slice, members: slice = slice(None)) -> Float[np.ndarray, "..."]:
         """What `write` wrote: (l, h, w, c), or (m, l, h, w, c)."""

@@ -25,10 +25,10 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
+from wind_jax.channels import Channel, channels, lexicon
 from wind_jax.command import command, keep_compiled
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import Channel, channels
 from wind_jax.data.windows import LEAST_THREADS, window_starts, windows
 from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss, loss_weights
 from wind_jax.diffusion.reference import WHITE
@@ -71,6 +71,7 @@ FIXED = (
     "seed",
     "data.variables",
     "data.levels",
+    "data.lexicon",
     "data.frames",
     "data.grid",
     "data.climatology",
@@ -406,7 +407,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
 
 def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
     """The channels of a config, and its network."""
-    chosen = channels(c.data.variables or None, c.data.levels or None)
+    chosen = channels(c.data.variables or None, c.data.levels or None, lexicon(c.data.lexicon.to_dict()))
     height, width = c.data.grid
     return chosen, UViTConfig(
         channels=len(chosen),

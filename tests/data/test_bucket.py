@@ -21,11 +21,11 @@ import pytest
 import synthetic
 import tiny
 
+from wind_jax.channels import channels
 from wind_jax.data.archive import Retries
 from wind_jax.data.forcings import forcings, static_forcings
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.data.windows import windows
 from wind_jax.files import read_bytes, write_bytes
 from wind_jax.train import train
@@ -355,7 +355,7 @@ def test_a_connection_that_has_gone_quiet_is_given_up_and_tried_again(folder):
     """In a process of its own, for tensorstore reads the time that it allows once."""
     program = (
         "import sys, numpy as np; from wind_jax.data.store import open_store; "
-        "from wind_jax.data.variables import channels; "
+        "from wind_jax.channels import channels; "
         "print(open_store(sys.argv[1], channels(['temperature'], [500])).read(4, 3).astype(np.float64).sum())"
     )
     environment = os.environ | {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "2"}

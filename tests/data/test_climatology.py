@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from wind_jax.channels import channels
 from wind_jax.data.climatology import HARMONICS, Climatology, fit_climatology, harmonics, main
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.sphere import Grid
 
 CHANNELS = channels(["2m_temperature", "geopotential"], [500])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from wind_jax.channels import channels
 from wind_jax.data.forcings import FORCING_NAMES, forcings, static_forcings
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics, compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.sphere import cell_area
 
 CHANNELS = channels(["temperature", "geopotential", "total_precipitation_6hr"], [500, 850])

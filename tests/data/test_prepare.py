@@ -19,13 +19,13 @@ import xarray
 pytest.importorskip("apache_beam", reason="the extra `prepare` is not installed")
 pytest.importorskip("xarray_beam", reason="the extra `prepare` is not installed")
 
+from wind_jax.channels import channels
 from wind_jax.data import pipeline
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics, compute_statistics
 from wind_jax.data.pipeline import Job, frame_moments, merge, round_to
 from wind_jax.data.prepare import main, prepare
 from wind_jax.data.store import STATIC_VARIABLES, open_store
-from wind_jax.data.variables import channels
 from wind_jax.sphere import Grid, area_mean, coarsen, coarsening
 
 VARIABLES = ["temperature", "geopotential", "total_precipitation_6hr"]

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from wind_jax.channels import channels
 from wind_jax.data.reports import COMPONENTS, leave_out, read_stations
-from wind_jax.data.variables import channels
 
 CHANNELS = channels(levels=[500, 850])
 ROWS = [

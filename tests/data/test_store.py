@@ -10,8 +10,8 @@ import pytest
 import synthetic
 import xarray
 
+from wind_jax.channels import channels
 from wind_jax.data.store import in_period, open_store
-from wind_jax.data.variables import channels
 
 TIMES = synthetic.times(12)
 CHANNELS = channels(["temperature", "geopotential", "2m_temperature"], [300, 850])  # not neighbouring levels

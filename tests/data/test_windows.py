@@ -8,10 +8,10 @@ import pytest
 import synthetic
 import xarray
 
+from wind_jax.channels import channels
 from wind_jax.data.forcings import forcings, static_forcings
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.data.windows import Recycler, window_starts, windows
 
 CHANNELS = channels(["temperature", "total_precipitation_6hr"], [500, 850])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import RectBivariateSpline
 
-from wind_jax.data.variables import channels
+from wind_jax.channels import channels
 from wind_jax.evaluation.baselines import (
     about_climatology,
     interpolation,

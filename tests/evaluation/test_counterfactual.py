@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wind_jax.data.variables import channels
+from wind_jax.channels import channels
 from wind_jax.evaluation.counterfactual import DAY, Pair, Storm, box, compare, strongest_storms, summary
 from wind_jax.sphere import Grid
 from wind_jax.tasks.conservation import Columns

@@ -8,10 +8,10 @@ import pytest
 from scipy.special import eval_legendre
 from scipy.stats import norm
 
+from wind_jax.channels import channels
 from wind_jax.data.climatology import HARMONICS, Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import Store, open_store
-from wind_jax.data.variables import channels
 from wind_jax.embedded import embedded
 from wind_jax.evaluation import metrics
 from wind_jax.evaluation.baselines import gaussian_members, interpolation

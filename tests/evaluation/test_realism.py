@@ -7,7 +7,7 @@ import pytest
 import xarray
 
 from wind_jax import physics
-from wind_jax.data.variables import LEVELS, PRESSURE_VARIABLES, channels
+from wind_jax.channels import LEVELS, LEXICON, channels, stack
 from wind_jax.evaluation import realism
 from wind_jax.sphere import Grid
 from wind_jax.tasks.conservation import Columns
@@ -174,7 +174,15 @@ def test_water_that_stays_in_the_air_or_falls_has_evaporated(state):
 def test_realism_names_units_and_every_member_by_itself(state):
     """Numpy or jax, one frame or a batch, wherever the date line is: the same numbers."""
     out = realism.realism(state, CHANNELS, GRID, flat())
-    assert {name for name, _ in out} == set(realism.UNITS)
+    assert {name: realism.units(name) for name, _ in out} == {
+        "geostrophic_imbalance": "1",
+        "hydrostatic_residual": "K",
+        "negative_specific_humidity": "1",
+        "negative_total_precipitation_6hr": "1",
+        "dry_air_mass": "kg",
+        "dry_air_mass_drift": "1",
+        "implied_evaporation": "kg m-2 day-1",
+    }
     assert {level for name, level in out if name == "geostrophic_imbalance"} == set(LEVEL)
     assert {level for name, level in out if name == "hydrostatic_residual"} == set(LEVEL[1:])
     assert all(value.shape == (2, 3) for value in out.values())
@@ -212,8 +220,8 @@ def test_era5_is_balanced_and_a_state_put_together_from_two_places_is_not(shared
     with xarray.open_dataset(shared_data("era5_state_19590102T00.nc")) as data:
         data = data.transpose("level", "latitude", "longitude")
         grid = Grid(data["latitude"].values, data["longitude"].values)
-        chosen = channels(PRESSURE_VARIABLES, LEVELS)
-        x = np.stack([data[c.name].sel(level=c.level).values for c in chosen], axis=-1)[None]
+        chosen = channels([name for name, variable in LEXICON.items() if variable.on_levels], LEVELS)
+        x = stack(data, chosen)[None]
     out = realism.realism(x, chosen, grid, np.zeros(grid.shape, np.float32))
     for level in (200, 250, 300, 400, 500, 600, 700):
         assert 0.1 < out["geostrophic_imbalance", level] < 0.3

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from wind_jax.data.variables import channels
+from wind_jax.channels import channels
 from wind_jax.evaluation import scores
 from wind_jax.sphere import Grid
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import Store
-from wind_jax.data.variables import channels
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.physics import DRY_GAS_CONSTANT, GRAVITY
 from wind_jax.prior import Prior

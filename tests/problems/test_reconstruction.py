@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from wind_jax.data.climatology import Climatology
-from wind_jax.data.variables import NON_NEGATIVE
 from wind_jax.problems.registry import make_problem
 
 TASKS = {
@@ -35,6 +34,6 @@ def test_interpolation_of_anomalies_adds_nothing_to_a_perfect_climatology(settin
     assert found.keys() == plain | {anomaly}
     truth = problem.states(1, 1, 2)
     channels = setting.prior.statistics.channels
-    expected = np.where([c.name in NON_NEGATIVE for c in channels], truth.clip(0), truth)
+    expected = np.where([c.non_negative for c in channels], truth.clip(0), truth)
     np.testing.assert_allclose(found[anomaly], expected, rtol=1e-4, atol=1e-6)
     assert np.abs(found["interpolation"] - truth)[..., 0].mean() > 1.0

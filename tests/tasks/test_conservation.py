@@ -7,11 +7,11 @@ import pytest
 import xarray
 
 from wind_jax import physics
+from wind_jax.channels import LEXICON, Channel, channels, stack
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import Channel, channels
 from wind_jax.embedded import embedded
-from wind_jax.sphere import Grid
+from wind_jax.sphere import Grid, area_weights
 from wind_jax.tasks.conservation import (
     QUANTITIES,
     Columns,
@@ -52,12 +52,22 @@ def test_closed_forms_on_a_ball():
     np.testing.assert_allclose(operator(jnp.asarray(x)), 0.1, rtol=1e-5)
 
 
-def test_surface_pressure_is_taken_where_it_is_given():
-    columns, x = isothermal_earth()
-    given = (*columns.channels, Channel("surface_pressure", None, "Pa"))
-    x = np.concatenate([x, np.full((*x.shape[:-1], 1), 9e4, np.float32)], -1)
-    mass = total(x, Columns(given, columns.grid, columns.surface_geopotential))
-    np.testing.assert_allclose(mass, physics.EARTH_AREA * 9e4 / physics.GRAVITY, rtol=1e-6)
+def test_mass_is_an_integral_of_surface_pressure_where_that_is_a_channel():
+    """Dry air is (1 - q) p / g of each column, whatever the geopotential says, and without any."""
+    columns, x = isothermal_earth(0.01)
+    given = (*columns.channels, Channel(LEXICON["surface_pressure"]))
+    pressure = 9e4 + 5e3 * np.random.default_rng(0).normal(size=(*x.shape[:-1], 1))
+    x = np.concatenate([x, pressure.astype(np.float32)], -1)
+    weights = area_weights(columns.grid) / area_weights(columns.grid).mean()
+    exact = 0.99 * physics.EARTH_AREA / physics.GRAVITY * (weights * x[0, ..., -1].astype(np.float64)).mean()
+
+    def mass(some):
+        return total(x[..., some], Columns([given[i] for i in some], columns.grid, columns.surface_geopotential))
+
+    np.testing.assert_allclose(mass([0, 1, 2, 3, 4]), exact, rtol=1e-6)
+    np.testing.assert_allclose(mass([2, 3, 4]), exact, rtol=1e-6)
+    with pytest.raises(ValueError, match="the columns need surface_pressure, or geopotential"):
+        mass([2, 3])
 
 
 def test_dry_air_of_era5_is_that_of_the_earth(shared_data, sample):
@@ -68,7 +78,7 @@ def test_dry_air_of_era5_is_that_of_the_earth(shared_data, sample):
     assert grid == sample[0].grid
     for levels in ([int(level) for level in era5.level], (50, 100, 200, 300, 500, 700, 850, 925, 1000)):
         chosen = channels(["geopotential", "specific_humidity"], levels)
-        x = np.stack([era5[c.name].sel(level=c.level).values for c in chosen], -1)[None]
+        x = stack(era5, chosen)[None]
         columns = Columns(chosen, grid, sample[0].surface_geopotential)
         mass = total(x, columns)[0]
         print(f"{len(levels)} levels: dry air {mass:.4e} kg, water {total(x, columns, 'total_water')[0]:.4e} kg")
@@ -144,7 +154,7 @@ def test_rescaling_hits_the_target_and_changes_nothing_else(sample, target):
 
 def test_rescaling_scales_a_given_surface_pressure(sample):
     columns, x = isothermal_earth(0.01)
-    given = (*columns.channels, Channel("surface_pressure", None, "Pa"))
+    given = (*columns.channels, Channel(LEXICON["surface_pressure"]))
     columns = Columns(given, columns.grid, columns.surface_geopotential)
     pressure = 9e4 + 1e3 * np.random.default_rng(0).normal(size=(*x.shape[:-1], 1)).astype(np.float32)
     x = np.concatenate([x, pressure], -1)

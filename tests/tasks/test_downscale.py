@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.schedule import rectified
 from wind_jax.sphere import Grid, area_mean, coarsening

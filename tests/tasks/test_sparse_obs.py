@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.tasks import sparse_obs
 from wind_jax.tasks.observation import check
 

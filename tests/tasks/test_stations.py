@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.reports import Reports, read_stations
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.diffusion.likelihood import student_t
 from wind_jax.embedded import embedded
 from wind_jax.physics import GRAVITY

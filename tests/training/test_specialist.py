@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import channels
 from wind_jax.sphere import Grid, coarsen, coarsening
 from wind_jax.training.specialist import estimate, first_guess, specialist_scores
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import synthetic
 
+from wind_jax.channels import channels
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
-from wind_jax.data.variables import channels
 from wind_jax.training.statistics import run_statistics
 
 CHANNELS = channels(("temperature", "2m_temperature"), (500,))

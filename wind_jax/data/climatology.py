@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from wind_jax.channels import Channel, channels
 from wind_jax.command import command
 from wind_jax.data.forcings import day_fraction, day_of_year
 from wind_jax.data.store import Store, in_period, open_store
-from wind_jax.data.variables import Channel, channel, channels
 from wind_jax.files import read_bytes
 from wind_jax.sphere import Grid
 
@@ -75,7 +75,8 @@ class Climatology:
             ValueError: a channel it does not have.
         """
         if missing := [c.key for c in wanted if c not in self.channels]:
-            raise ValueError(f"climatology lacks {missing}; it has {[c.key for c in self.channels]}")
+            there = [c.key for c in self.channels]
+            raise ValueError(f"climatology lacks {missing}, or defines them otherwise; it has {there}")
         positions = [self.channels.index(c) for c in wanted]
         return Climatology(tuple(wanted), self.grid, self.coefficients[..., positions])
 
@@ -89,7 +90,7 @@ class Climatology:
         high = self.coefficients.max(axis=(1, 2), keepdims=True).astype(np.float64)
         scale = np.where(high > low, high - low, 1.0) / 65535
         return {
-            "channels": np.array(json.dumps([[c.name, c.level] for c in self.channels])),
+            "channels": np.array(json.dumps([c.to_dict() for c in self.channels])),
             "latitude": self.grid.latitude,
             "longitude": self.grid.longitude,
             "low": low,
@@ -101,8 +102,8 @@ class Climatology:
     def unpack(cls, arrays: Mapping[str, np.ndarray]) -> "Climatology":
         """Inverse of `pack`."""
         coefficients = (arrays["low"] + arrays["scale"] * arrays["coefficients"]).astype(np.float32)
-        names = tuple(channel(name, level) for name, level in json.loads(str(arrays["channels"])))
-        return cls(names, Grid(arrays["latitude"], arrays["longitude"]), coefficients)
+        channels = tuple(Channel.from_dict(c) for c in json.loads(str(arrays["channels"])))
+        return cls(channels, Grid(arrays["latitude"], arrays["longitude"]), coefficients)
 
     def save(self, path: str | Path) -> None:
         """Writes a compressed .npz."""
@@ -161,7 +162,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m wind_jax.data.climatology", description=main.__doc__)
     parser.add_argument("--data", required=True, help="path or URL of the archive")
     parser.add_argument("--out", required=True, help="file to write, .npz")
-    parser.add_argument("--variables", nargs="+", help="variable names; all ten if left out")
+    parser.add_argument("--variables", nargs="+", help="variable names; the paper's ten if left out")
     parser.add_argument("--levels", nargs="+", type=int, help="pressure levels in hPa; all thirteen if left out")
     parser.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="dates, both included whole")
     options = parser.parse_args(arguments)

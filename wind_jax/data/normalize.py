@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wind_jax.channels import Channel
 from wind_jax.data.store import TIME_STEP, Store, in_period
-from wind_jax.data.variables import NON_NEGATIVE, Channel, channel
 from wind_jax.sphere import area_weights
 
 SETTINGS, STATISTICS, CLIMATOLOGY = "prepare.json", "statistics.json", "climatology.npz"
@@ -103,7 +103,7 @@ class Statistics:
         reaches it from below 0 as well.
         """
         fields = self.denormalize(x)
-        bounded = [i for i, channel in enumerate(self.channels) if channel.name in NON_NEGATIVE]
+        bounded = [i for i, channel in enumerate(self.channels) if channel.non_negative]
         if isinstance(x, jax.Array):
             return fields + jax.lax.stop_gradient(fields.at[..., bounded].max(0) - fields)
         fields[..., bounded] = np.maximum(fields[..., bounded], 0)
@@ -119,9 +119,9 @@ class Statistics:
         return xp.asarray(values, x.dtype).reshape((1,) * (x.ndim - 1) + values.shape)
 
     def to_dict(self) -> dict:
-        """Plain lists and strings, for JSON."""
+        """Plain lists, dicts and strings, for JSON; the channels with their definitions."""
         return {
-            "channels": [[c.name, c.level] for c in self.channels],
+            "channels": [c.to_dict() for c in self.channels],
             **{name: getattr(self, name).tolist() for name in ("mean", "std", "difference_std")},
         }
 
@@ -134,7 +134,7 @@ class Statistics:
         """
         if missing := {"channels", "mean", "std", "difference_std"}.difference(d):
             raise ValueError(f"statistics lack {sorted(missing)}; got entries {sorted(d)}")
-        selected = tuple(channel(name, level) for name, level in d["channels"])
+        selected = tuple(Channel.from_dict(c) for c in d["channels"])
         return cls(selected, *(np.array(d[name]) for name in ("mean", "std", "difference_std")))
 
     def save(self, path: str | Path) -> None:

@@ -20,10 +20,10 @@ import numpy as np
 import xarray
 from jaxtyping import Float
 
+from wind_jax.channels import Channel
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import STATE, STATIC_VARIABLES, Store
-from wind_jax.data.variables import Channel
 from wind_jax.files import is_url, join, read_bytes, write_bytes
 from wind_jax.progress import Progress
 from wind_jax.sphere import Coarsening, Grid, area_weights, coarsen

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from wind_jax.channels import channels, levels_of, positions
 from wind_jax.command import command
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import CLIMATOLOGY, SETTINGS, STATISTICS, Statistics
@@ -37,7 +38,6 @@ from wind_jax.data.pipeline import (
     transformation,
 )
 from wind_jax.data.store import STATIC_VARIABLES, TIME_STEP, Store, in_period
-from wind_jax.data.variables import channels
 from wind_jax.files import is_url, join, read_bytes, write_bytes
 from wind_jax.sphere import Coarsening, coarsen, coarsening
 
@@ -63,7 +63,7 @@ def prepare(
     Args:
         source: path or URL of a WeatherBench2-schema Zarr.
         target: path or URL of the archive to make; those beyond the disk are written through fsspec.
-        variables: their names; None for all ten.
+        variables: their names in the lexicon; None for the paper's ten.
         levels: pressure levels in hPa; None for the thirteen.
         period: first and last date, both included whole; None for all of it.
         factor: of conservative coarsening (`sphere.coarsening`); None to keep the grid.
@@ -101,8 +101,8 @@ def prepare(
         "source": source,
         "times": [len(times), str(times[0]), str(times[-1])],
         "grid": list(grid.shape),
-        "variables": list(dict.fromkeys(c.name for c in wanted)),
-        "levels": sorted({c.level for c in wanted if c.level is not None}),
+        "variables": list(positions(wanted)),
+        "levels": levels_of(wanted),
         "chunk": chunk,
         "channel_chunk": channel_chunk(len(wanted)),
         "rounding": rounding,
@@ -218,7 +218,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m wind_jax.data.prepare", description=main.__doc__)
     parser.add_argument("--data", required=True, help="path or URL of the archive to read")
     parser.add_argument("--out", required=True, help="path or URL of the archive to make")
-    parser.add_argument("--variables", nargs="+", help="variable names; all ten if left out")
+    parser.add_argument("--variables", nargs="+", help="variable names; the paper's ten if left out")
     parser.add_argument("--levels", nargs="+", type=int, help="pressure levels in hPa; all thirteen if left out")
     parser.add_argument("--period", nargs=2, metavar=("FIRST", "LAST"), help="dates, both included whole")
     parser.add_argument("--coarsen", type=int, help="factor of conservative coarsening")

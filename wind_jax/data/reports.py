@@ -1,7 +1,7 @@
 """Tables of station reports: one value a row, with its place and time; CSV or Parquet.
 
 Columns: station, time (UTC), latitude, longitude (degrees), elevation (m), variable, value, and optionally error and
-level (hPa). Names and units are those of the table of variables, and 10m_wind_speed (m s-1).
+level (hPa). Names and units are those of `wind_jax.channels.LEXICON`, and 10m_wind_speed (m s-1).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Bool, Key
 
-from wind_jax.data.variables import Channel
+from wind_jax.channels import Channel
 
 SPEED, DIRECTION, TEMPERATURE = "10m_wind_speed", "10m_wind_direction", "2m_temperature"
 COMPONENTS = ("10m_u_component_of_wind", "10m_v_component_of_wind")

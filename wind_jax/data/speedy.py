@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from wind_jax.channels import LEXICON
 from wind_jax.command import command
 from wind_jax.data.sigma import (
     GRAVITY,
@@ -43,11 +44,8 @@ MASS_CORRECTION = 0.983  # jcm starts from rest with 1.7 % too much air, which p
 MAX_WARMING = 10.0
 """K; the model's tables of saturation and its time step are made for today's climate."""
 
-UNITS = {"land_sea_mask": "1", "soil_type": "1", "specific_humidity": "kg kg**-1"}
-UNITS |= {"total_precipitation_6hr": "m", "temperature": "K", "2m_temperature": "K"}
-UNITS |= dict.fromkeys(("geopotential", "geopotential_at_surface"), "m**2 s**-2")
-UNITS |= dict.fromkeys(("mean_sea_level_pressure", "surface_pressure"), "Pa")
-UNITS |= {f"{at}{uv}_component_of_wind": "m s**-1" for at in ("", "10m_") for uv in "uv"}
+UNITS = {"land_sea_mask": "1", "soil_type": "1", "geopotential_at_surface": "m2 s-2"}
+UNITS |= {name: variable.units for name, variable in LEXICON.items()}
 
 
 @dataclasses.dataclass(frozen=True)

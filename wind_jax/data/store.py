@@ -15,8 +15,8 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float, Int
 
+from wind_jax.channels import LEXICON, Channel, positions
 from wind_jax.data.archive import RETRIES, Archive, Retries, one_ahead
-from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, Channel
 from wind_jax.progress import track
 from wind_jax.sphere import Grid
 
@@ -27,7 +27,6 @@ STATE = "state"
 """Array (time, latitude, longitude, channel) of a prepared archive; its attribute `channels` lists their keys."""
 STATIC_VARIABLES = ("land_sea_mask", "soil_type", "geopotential_at_surface")
 COORDINATES = ("time", "level", "latitude", "longitude")
-_KNOWN = (*COORDINATES, STATE, *PRESSURE_VARIABLES, *SURFACE_VARIABLES, *STATIC_VARIABLES)
 _BLOCK_BYTES = 64 * 2**20
 
 
@@ -50,9 +49,10 @@ class Store:
         self.retries = retries
         if not self.channels:
             raise ValueError(f"no channels selected from {self.path}")
-        if len(set(self.channels)) < len(self.channels):
+        if len({c.key for c in self.channels}) < len(self.channels):
             raise ValueError(f"channels must be distinct, got {[c.key for c in self.channels]}")
-        self._archive = Archive(self.path, _KNOWN, retries)
+        known = {*COORDINATES, STATE, *LEXICON, *(c.name for c in self.channels), *STATIC_VARIABLES}
+        self._archive = Archive(self.path, known, retries)
         self._archives = (self._archive,)
         prepared = STATE in self._archive.names
         self._keys = self._archive.attributes(STATE)["channels"] if prepared else None
@@ -217,13 +217,11 @@ class Store:
 
     def _open_fields(self) -> dict[str, tuple[slice | list[int], ts.TensorStore]]:
         """By array: positions of its fields on the channel axis, and itself as (time, h, w, channel) of these."""
-        positions: dict[str, list[int]] = {}
-        for i, c in enumerate(self.channels):
-            positions.setdefault(c.name if self._keys is None else STATE, []).append(i)
-        opened = {name: self._archive.open(name) for name in positions}
+        places = positions(self.channels) if self._keys is None else {STATE: np.arange(len(self.channels))}
+        opened = {name: self._archive.open(name) for name in places}
         fields = {}
         for name, array in self._archive.results(opened):
-            where = positions[name]
+            where = places[name].tolist()
             dims = self._archive.dims(name)
             for dim, size in zip(("time", "latitude", "longitude"), (len(self), *self.grid.shape)):
                 if array.shape[dims.index(dim)] != size:
@@ -367,7 +365,7 @@ def open_store(path: str | Path, channels: Iterable[Channel], *, retries: Retrie
     Args:
         path: directory, or gs://, s3://, http:// or https:// URL, of a Zarr of the WeatherBench2 schema; several of
             them, separated by commas, are joined in time.
-        channels: channels wanted, from `variables.channels`.
+        channels: channels wanted, from `wind_jax.channels.channels`.
         retries: patience with a server that fails or is slow.
 
     Raises:

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float
 from scipy.interpolate import CubicSpline
 from scipy.spatial import ConvexHull, QhullError, cKDTree
 
+from wind_jax.channels import Channel
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import ACCUMULATIONS, NON_NEGATIVE, Channel
 from wind_jax.sphere import Grid, bilinear, interpolate
 
 _TOLERANCE = 1e-9
@@ -148,7 +148,7 @@ def refined(
     y: Float[Array | np.ndarray, "m h w c"], n: int, channels: Sequence[Channel], method: str = "linear"
 ) -> Float[Array | np.ndarray, "t h w c"]:
     """Fields of all channels, means and sums, by `refine_in_time`."""
-    sums = np.array([c.name in ACCUMULATIONS for c in channels])
+    sums = np.array([c.accumulation for c in channels])
     means, parts = (refine_in_time(y, n, method, accumulated=flag) for flag in (False, True))
     return _where(sums, parts, means)
 
@@ -173,7 +173,7 @@ def about_climatology(
         channels: of the fields.
     """
     fields = normal + interpolate(y - measure(normal))
-    positive = np.array([c.name in NON_NEGATIVE for c in channels])
+    positive = np.array([c.non_negative for c in channels])
     return _where(positive, fields.clip(0), fields)
 
 
@@ -203,7 +203,7 @@ def gaussian_members(
     draws = np.random.default_rng(seed).standard_normal((members, *mean.shape), np.float32)
     drawn = statistics.physical(mean + deviation * (draws - draws.mean(0)))
     field, about = statistics.physical(mean), drawn.mean(0)
-    positive = np.array([c.name in NON_NEGATIVE for c in statistics.channels])
+    positive = np.array([c.non_negative for c in statistics.channels])
     return drawn * np.divide(field, about, out=np.ones_like(field), where=positive & (about > 0))
 
 

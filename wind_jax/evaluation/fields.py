@@ -14,8 +14,8 @@ import pandas
 import xarray
 from jaxtyping import Float
 
+from wind_jax.channels import LEXICON, index
 from wind_jax.data.climatology import Climatology
-from wind_jax.data.variables import PRESSURE_VARIABLES, SURFACE_VARIABLES, channel
 from wind_jax.sphere import Grid
 
 LEAD = "prediction_timedelta"
@@ -87,8 +87,8 @@ class Fields:
         return whole(self.data["level"].to_numpy()) if "level" in self.data[variable].dims else [None]
 
     def units(self, variable: str) -> str:
-        """Of a variable, without the ** of "m s**-1"; those of the table of channels where the file does not say."""
-        known = (PRESSURE_VARIABLES | SURFACE_VARIABLES).get(variable, "")
+        """Of a variable, without the ** of "m s**-1"; those of the lexicon where the file does not say."""
+        known = LEXICON[variable].units if variable in LEXICON else ""
         return str(self.data[variable].attrs.get("units") or known).replace("**", "")
 
     def read(self, variable: str, levels: Levels, where: Where) -> Float[np.ndarray, "m t h w c"]:
@@ -205,9 +205,8 @@ def open_climatology(
     if path.endswith(".npz"):
         fitted = Climatology.load(path)
         agree_in_grid(forecast.name, forecast.grid, f"climatology {path}", fitted.grid)
-        parts = {
-            name: fitted.select(tuple(channel(name, level) for level in levels)) for name, levels in chosen.items()
-        }
+        where = {name: [index(fitted.channels, name, level) for level in levels] for name, levels in chosen.items()}
+        parts = {name: fitted.select(tuple(fitted.channels[i] for i in some)) for name, some in where.items()}
         return lambda variable, times: parts[variable].at(times)
     fields = Fields("climatology", path)
     if absent := {"dayofyear", "hour"}.difference(fields.data.indexes):

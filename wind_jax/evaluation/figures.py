@@ -9,7 +9,7 @@ import xarray
 from jaxtyping import Float, Int
 
 from wind_jax import physics
-from wind_jax.data.variables import channels
+from wind_jax.channels import channels, stack
 from wind_jax.evaluation import metrics, plots, scores
 from wind_jax.evaluation.animation import animate
 from wind_jax.sphere import Grid, area_weights, zonal_spectrum
@@ -275,8 +275,7 @@ def dry_mass(folder: Path, ground: Float[np.ndarray, "h w"]) -> xarray.Dataset |
     columns = Columns(parts, _grid(truth), ground)
 
     def pressure(data):
-        frames = [_values(data, (c.name, c.level)) for c in parts]
-        return total(np.stack(frames, axis=-1), columns) * physics.GRAVITY / physics.EARTH_AREA / 100  # hPa
+        return total(stack(data, parts), columns) * physics.GRAVITY / physics.EARTH_AREA / 100  # hPa
 
     true, drawn = pressure(truth), np.stack([pressure(members.isel(number=i)) for i in range(members.sizes["number"])])
     return xarray.Dataset(

@@ -30,11 +30,11 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 
+from wind_jax.channels import Channel
 from wind_jax.command import command
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store, open_store
-from wind_jax.data.variables import Channel, channel
 from wind_jax.data.windows import window_starts
 from wind_jax.embedded import resolve
 from wind_jax.evaluation.baselines import unit_vectors
@@ -102,7 +102,7 @@ class Covariance:
         """Plain lists and strings, for JSON, to five significant digits."""
         plain = lambda a: [plain(b) for b in a] if a.ndim else float(f"{a:.5g}")
         arrays = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "channels"}
-        return {"channels": [[c.name, c.level] for c in self.channels], **arrays}
+        return {"channels": [c.to_dict() for c in self.channels], **arrays}
 
     @classmethod
     def from_dict(cls, d: dict) -> "Covariance":
@@ -114,7 +114,7 @@ class Covariance:
         names = [f.name for f in fields(cls)]
         if missing := set(names).difference(d):
             raise ValueError(f"a covariance lacks {sorted(missing)}; got entries {sorted(d)}")
-        selected = tuple(channel(name, level) for name, level in d["channels"])
+        selected = tuple(Channel.from_dict(c) for c in d["channels"])
         return cls(selected, *(np.array(d[name], np.float64) for name in names[1:]))
 
     def save(self, path: str | Path) -> None:

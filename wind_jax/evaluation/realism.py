@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from wind_jax import physics
-from wind_jax.data.variables import NON_NEGATIVE, Channel
+from wind_jax.channels import Channel, index, levels_of
 from wind_jax.sphere import Grid, area_mean
 from wind_jax.tasks.conservation import Columns, total
 
@@ -22,17 +22,8 @@ Profile = Float[Array | np.ndarray, "*batch h w l"]
 State = Float[Array | np.ndarray, "*batch t h w c"]
 Score = Float[ArrayLike, "..."]  # numpy or jax like the fields; a numpy scalar of one field
 
-UNITS = {
-    "geostrophic_imbalance": "1",
-    "hydrostatic_residual": "K",
-    **{f"negative_{name}": "1" for name in NON_NEGATIVE},
-    "dry_air_mass": "kg",
-    "dry_air_mass_drift": "1",
-    "implied_evaporation": "kg m-2 day-1",
-}
-"""Units of each diagnostic of `realism`."""
-
 _WIND = ("u_component_of_wind", "v_component_of_wind")
+_UNITS = {"hydrostatic_residual": "K", "dry_air_mass": "kg", "implied_evaporation": "kg m-2 day-1"}
 _RAIN, _RAIN_HOURS = "total_precipitation_6hr", 6
 _WATER_DENSITY = 1000.0  # kg m-3: a metre of precipitation in kg m-2
 
@@ -139,6 +130,11 @@ def implied_evaporation(x: State, columns: Columns) -> Float[Array | np.ndarray,
     return xp.concatenate([xp.full_like(water[..., :1], np.nan), evaporation], axis=-1)
 
 
+def units(name: str) -> str:
+    """Units of a diagnostic of `realism`."""
+    return _UNITS.get(name, "1")
+
+
 def realism(
     x: State,
     channels: Sequence[Channel],
@@ -159,10 +155,10 @@ def realism(
         before: the frame before the first, such as the last known one of a forecast; broadcast over members and cases.
 
     Returns:
-        (name, level) -> (..., t), in `UNITS[name]`. Level is None for the whole atmosphere, and for a layer its lower
-        level. Names: "geostrophic_imbalance", "hydrostatic_residual", "negative_specific_humidity" and
-        "negative_total_precipitation_6hr" (`negative_share`), "dry_air_mass" of the Earth, "dry_air_mass_drift", its
-        relative departure from `before`, or from the first frame of x, and "implied_evaporation", which the first
+        (name, level) -> (..., t), in `units(name)`. Level is None for the whole atmosphere, and for a layer its lower
+        level. Names: "geostrophic_imbalance", "hydrostatic_residual", "negative_specific_humidity" and the like for
+        every variable that cannot be negative (`negative_share`), "dry_air_mass" of the Earth, "dry_air_mass_drift",
+        its relative departure from `before`, or from the first frame of x, and "implied_evaporation", which the first
         frame has only with `before`.
 
     Raises:
@@ -179,27 +175,27 @@ def realism(
         first = xp.broadcast_to(before, (*x.shape[:-4], *x.shape[-3:]))[..., None, :, :, :]
         found = realism(xp.concatenate([first, x], axis=-4), channels, grid, surface_geopotential, hours)
         return {key: value[..., 1:] for key, value in found.items()}
-    index = {(c.name, c.level): i for i, c in enumerate(channels)}
-    shared = lambda *names: sorted(set.intersection(*({c.level for c in channels if c.name == n} for n in names)))
+    shared = lambda *names: sorted(set.intersection(*(set(levels_of(channels, name)) for name in names)))
+    names = {c.name for c in channels}
     out = {}
     for level in shared("geopotential", *_WIND):
-        fields = (x[..., index[name, level]] for name in ("geopotential", *_WIND))
+        fields = (x[..., index(channels, name, level)] for name in ("geopotential", *_WIND))
         out["geostrophic_imbalance", level] = geostrophic_imbalance(*fields, grid)
-    for (name, level), i in index.items():
-        if name in NON_NEGATIVE:
-            out[f"negative_{name}", level] = negative_share(x[..., i], grid)
+    for i, c in enumerate(channels):
+        if c.non_negative:
+            out[f"negative_{c.name}", c.level] = negative_share(x[..., i], grid)
     if surface_geopotential is None:
         return out
     profiles = ("geopotential", "temperature", "specific_humidity")
     if len(levels := shared(*profiles)) > 1:
-        fields = (x[..., np.array([index[name, level] for level in levels])] for name in profiles)
+        fields = (x[..., np.array([index(channels, name, level) for level in levels])] for name in profiles)
         residual = hydrostatic_residual(*fields, levels, grid, surface_geopotential)
         out |= {("hydrostatic_residual", level): residual[..., i] for i, level in enumerate(levels[1:])}
-    if shared("specific_humidity") and (len(shared("geopotential")) > 1 or ("surface_pressure", None) in index):
+    if shared("specific_humidity") and (len(shared("geopotential")) > 1 or "surface_pressure" in names):
         columns = Columns(channels, grid, surface_geopotential)
         mass = out["dry_air_mass", None] = _total(x, columns, "dry_air_mass")
         out["dry_air_mass_drift", None] = mass / mass[..., :1] - 1
-        if (_RAIN, None) in index and hours == _RAIN_HOURS:
+        if _RAIN in names and hours == _RAIN_HOURS:
             out["implied_evaporation", None] = implied_evaporation(x, columns)
     return out
 

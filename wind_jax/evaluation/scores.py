@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from rich.table import Table
 
-from wind_jax.data.variables import Channel
+from wind_jax.channels import Channel
 from wind_jax.evaluation import metrics
 from wind_jax.sphere import Grid, area_weights
 
@@ -23,6 +23,20 @@ Box = tuple[float, float, float, float]
 
 Region = tuple[Box, ...]
 """The cells that are in any of its boxes."""
+
+
+class Scored(NamedTuple):
+    """A field of anybody's file, which may have any level and no units: as much of a `Channel` as records name."""
+
+    name: str
+    level: int | float | None
+    units: str
+
+    @property
+    def key(self) -> str:
+        """Name with level."""
+        return self.name if self.level is None else f"{self.name}_{self.level}"
+
 
 _NORTH, _SOUTH = (20.0, 90.0, 0.0, 360.0), (-90.0, -20.0, 0.0, 360.0)
 REGIONS: dict[str, Region] = {
@@ -215,7 +229,7 @@ def _made_of(metric: str) -> tuple[str, ...]:
 def records(
     method: str,
     cases: Sequence[Moments],
-    channels: Sequence[Channel],
+    channels: Sequence[Channel | Scored],
     members: int,
     lead_hours: Sequence[int] | None = None,
     region: str = "global",
@@ -287,7 +301,7 @@ def _pool(cases: Sequence[Float[np.ndarray, "t c *k"]], axes: tuple[int, ...]) -
     return mean, valid.any(axes[1:], keepdims=True).sum(0)
 
 
-def _unit(metric: str, channel: Channel) -> str:
+def _unit(metric: str, channel: Channel | Scored) -> str:
     if metric.startswith(BRIER):
         return "1"
     return f"({channel.units})2" if metric == "debiased_mse" else _UNITS.get(metric, channel.units)
@@ -296,7 +310,7 @@ def _unit(metric: str, channel: Channel) -> str:
 def select(found: Sequence[Record], **where: object) -> dict[tuple[str, int | None], float]:
     """(variable, level) -> value of the records whose other fields are as given.
 
-    >>> found = records("a", [{"mse": np.array([[4.0]])}], [Channel("z", 500, "m")], members=1, lead_hours=[6])
+    >>> found = records("a", [{"mse": np.array([[4.0]])}], [Scored("z", 500, "m")], members=1, lead_hours=[6])
     >>> select(found, method="a", metric="rmse")
     {('z', 500): 2.0}
     """

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from wind_jax.data.variables import Channel
+from wind_jax.channels import Channel
 from wind_jax.diffusion.likelihood import misfit, noise_variance
 from wind_jax.diffusion.smc import Weights
-from wind_jax.evaluation.realism import UNITS, realism
+from wind_jax.evaluation.realism import realism, units
 from wind_jax.prior import Prior
 from wind_jax.rollout import Guide
 from wind_jax.sphere import Grid
@@ -80,7 +80,7 @@ def realism_record(
     """
     found = [realism(x, channels, grid, surface_geopotential, before=before) for x, before in trajectories]
     size = {key: np.abs([each[key] for each in found]) for key in found[0]}
-    label = lambda name, level: f"{name}{'' if level is None else f', {level} hPa'} ({UNITS[name]})"
+    label = lambda name, level: f"{name}{'' if level is None else f', {level} hPa'} ({units(name)})"
     return {"of": of} | {label(*key): float(np.nanmean(a)) for key, a in size.items() if np.isfinite(a).any()}
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 
+from wind_jax.channels import positions
 from wind_jax.data.store import TIME_STEP
 from wind_jax.evaluation.baselines import about_climatology, gaussian_members, interpolation, refined, upsampled
 from wind_jax.evaluation.kriging import kriging
@@ -186,6 +187,7 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
 def _means(s: Setting, starts: np.ndarray, operator: Callable, shape: tuple[int, int], frames: int):
     """What downscaling is told, by variable, and the same as fields (frames, H, W, c)."""
     channels = s.prior.statistics.channels
+    where = positions(channels)
 
     def told(case, window):
         truth = s.store.read(int(starts[case]), s.prior.frames)
@@ -194,7 +196,7 @@ def _means(s: Setting, starts: np.ndarray, operator: Callable, shape: tuple[int,
     def values(case):
         out = np.full((frames, *shape, len(channels)), np.nan, np.float32)
         for name, y in told(case, 0).items():
-            out[..., [i for i, c in enumerate(channels) if c.name == name]] = y
+            out[..., where[name]] = y
         return out
 
     return told, values

@@ -6,8 +6,9 @@ Q is the sum, or for energy the mean, over the cells of a column's integral. The
 departure from the target, formed in each cell before the mean over the cells: float32 resolves it to about 1e-8,
 where the difference of two masses of 5e18 kg would be lost in rounding.
 
-How well a total is held is not how well it is known. Where surface pressure is no channel, it is diagnosed from the
-geopotential of a few levels: the dry-air mass of the packaged sample's own states then scatters by 1.1e-4 of itself
+How well a total is held is not how well it is known. With `surface_pressure` among the channels, the mass of a column
+is an integral of the state: that pressure over gravity, less the water. Without it, surface pressure is diagnosed from
+the geopotential of a few levels: the dry-air mass of the packaged sample's own states then scatters by 1.1e-4 of itself
 (standard deviation of 112 states over nine months; range 4.7e-4; 9e-6 from one state to the next), though that of the
 Earth is constant. A target is good to that error, whatever the `error` to which a run is held at it.
 """
@@ -21,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from wind_jax import physics
+from wind_jax.channels import Channel, index, levels_of
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import Channel
 from wind_jax.sphere import Grid, area_mean
 from wind_jax.tasks.observation import Observation, observe
 
@@ -54,7 +55,7 @@ class Columns:
     surface_geopotential: Float[np.ndarray, "_ _"]
 
     def __post_init__(self):
-        if not self._has("surface_pressure") and len(self._levels("geopotential")) < 2:
+        if not self._has("surface_pressure") and len(levels_of(self.channels, "geopotential")) < 2:
             raise ValueError(
                 "the columns need surface_pressure, or geopotential at two levels or more to tell it from; the "
                 f"channels are {', '.join(c.key for c in self.channels)}"
@@ -68,7 +69,7 @@ class Columns:
     def surface_pressure(self, x: Video) -> Column:
         """Pa."""
         if self._has("surface_pressure"):
-            return x[..., [c.name for c in self.channels].index("surface_pressure")]
+            return x[..., index(self.channels, "surface_pressure")]
         profile, levels = self._profile(x, "geopotential")
         return physics.surface_pressure(profile, levels, self._ground(x))
 
@@ -105,16 +106,12 @@ class Columns:
     def _has(self, name: str) -> bool:
         return any(c.name == name for c in self.channels)
 
-    def _levels(self, name: str) -> list[int]:
-        return sorted(c.level for c in self.channels if c.name == name and c.level is not None)
-
     def _profile(self, x: Video, name: str) -> tuple[Float[Array | np.ndarray, "t h w l"], list[int]]:
         """A variable on its pressure levels, and these."""
         if x.shape[1:] != (*self.grid.shape, len(self.channels)):
             raise ValueError(f"expected (t, h, w, c) = (t, {self.grid.shape}, {len(self.channels)}), got {x.shape}")
-        levels = self._levels(name)
-        where = {c.level: i for i, c in enumerate(self.channels) if c.name == name}
-        return x[..., np.array([where[level] for level in levels])], levels
+        levels = levels_of(self.channels, name)
+        return x[..., np.array([index(self.channels, name, level) for level in levels])], levels
 
     def _ground(self, x: Video) -> Column:
         xp = jnp if isinstance(x, jax.Array) else np
@@ -232,7 +229,7 @@ def _quantity(columns: Columns, quantity: str):
     if quantity not in QUANTITIES:
         raise ValueError(f"Unknown quantity {quantity!r}: expected one of {', '.join(QUANTITIES)}.")
     column, area, needed = QUANTITIES[quantity]
-    if missing := [name for name in needed if not columns._levels(name)]:
+    if missing := [name for name in needed if not levels_of(columns.channels, name)]:
         raise ValueError(
             f"{quantity} needs {', '.join(missing)} on pressure levels; the channels are "
             f"{', '.join(c.key for c in columns.channels)}"

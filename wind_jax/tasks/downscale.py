@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wind_jax.channels import Channel, positions
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import ACCUMULATIONS, Channel
 from wind_jax.sphere import Coarsening, coarsen
 from wind_jax.tasks.observation import Observation, chosen_variance, observe
 
@@ -36,12 +36,12 @@ def spatial_operator(coarsening: Coarsening, channels: Sequence[Channel], variab
     Raises:
         ValueError: a variable that is not among the channels.
     """
-    positions = _positions(channels, variables)
-    return lambda x: {name: coarsen(x[..., where], coarsening) for name, where in positions.items()}
+    observed = _observed(channels, variables)
+    return lambda x: {name: coarsen(x[..., where], coarsening) for name, where in observed.items()}
 
 
 def temporal_operator(frames: int, n: int, channels: Sequence[Channel], variables: Sequence[str] = ()) -> Operator:
-    """Means, or sums of `ACCUMULATIONS`, over each n frames: (t, h, w, c) to (t / n, h, w, levels) by variable.
+    """Means, or sums of accumulations, over each n frames: (t, h, w, c) to (t / n, h, w, levels) by variable.
 
     Args:
         frames: t of a video.
@@ -54,13 +54,13 @@ def temporal_operator(frames: int, n: int, channels: Sequence[Channel], variable
     """
     if n < 2 or frames % n:
         raise ValueError(f"Means over {n} frames need two or more, and a window of a multiple of {n}; got {frames}.")
-    positions = _positions(channels, variables)
+    observed = _observed(channels, variables)
 
     def operator(x):
         groups = x.reshape(frames // n, n, *x.shape[1:])
         return {
-            name: groups[..., where].sum(1) if name in ACCUMULATIONS else groups[..., where].mean(1)
-            for name, where in positions.items()
+            name: groups[..., where].sum(1) if channels[where[0]].accumulation else groups[..., where].mean(1)
+            for name, where in observed.items()
         }
 
     return operator
@@ -102,7 +102,7 @@ def temporal_observation(
 
     Args:
         y: (m, h, w, levels) by variable, physical units, for a window of m * n frames; variables that it leaves
-            out are not observed. Of `ACCUMULATIONS`, the sums.
+            out are not observed. Of accumulations, the sums.
         n: frames that one mean is over.
         error: standard deviation of the error of y, as in `errors`.
         statistics: of the video's channels.
@@ -119,7 +119,7 @@ def temporal_observation(
 
 def as_fields(y: Values, channels: Sequence[Channel]) -> Float[Array | np.ndarray, "t h w c"]:
     """Values by variable, of all of them, along one axis of channels."""
-    return jnp.concatenate([y[name] for name in dict.fromkeys(c.name for c in channels)], axis=-1)
+    return jnp.concatenate([y[name] for name in positions(channels)], axis=-1)
 
 
 def errors(
@@ -134,23 +134,21 @@ def errors(
             it is the step from the typical rain to that one deviation above it, about 1 mm in 6 h.
         statistics: of the channels.
         variables: names of those observed; all where it is empty.
-        n: frames that add up in `ACCUMULATIONS`; the fraction is of so many times the amount.
+        n: frames that add up in accumulations; the fraction is of so many times the amount.
 
     Raises:
         ValueError: an error that is not positive, a variable without one, or an unknown variable.
     """
-    positions = _positions(statistics.channels, variables)
+    observed = _observed(statistics.channels, variables)
     if isinstance(error, Mapping):
-        if wrong := sorted(set(error) ^ set(positions)):
-            raise ValueError(f"Errors of the means are needed for exactly {sorted(positions)}; wrong: {wrong}.")
-        out = {name: np.full(where.size, error[name], np.float32) for name, where in positions.items()}
+        if wrong := sorted(set(error) ^ set(observed)):
+            raise ValueError(f"Errors of the means are needed for exactly {sorted(observed)}; wrong: {wrong}.")
+        out = {name: np.full(where.size, error[name], np.float32) for name, where in observed.items()}
     else:
         zero = np.zeros(len(statistics.channels))
         scale = error * (statistics.denormalize(zero + 1) - statistics.denormalize(zero))
-        out = {
-            name: (scale[where] * (n if name in ACCUMULATIONS else 1)).astype(np.float32)
-            for name, where in positions.items()
-        }
+        scale = scale * [n if c.accumulation else 1 for c in statistics.channels]
+        out = {name: scale[where].astype(np.float32) for name, where in observed.items()}
     if not all((np.isfinite(values) & (values > 0)).all() for values in out.values()):
         raise ValueError(f"Errors of the means must be positive, got {error}.")
     return {name: values[None, None, None, :] for name, values in out.items()}
@@ -175,13 +173,9 @@ def _observation(operator, y, window, error, statistics, variance) -> Observatio
     return observe(operator, y, chosen_variance(variance, nominal), statistics)
 
 
-def _positions(channels: Sequence[Channel], variables: Sequence[str]) -> dict[str, np.ndarray]:
+def _observed(channels: Sequence[Channel], variables: Sequence[str]) -> dict[str, np.ndarray]:
     """Where each observed variable lies on the channel axis."""
-    names = list(dict.fromkeys(c.name for c in channels))
-    if unknown := sorted(set(variables) - set(names)):
-        raise ValueError(f"Observed variables {unknown} are not among the prior's: {', '.join(names)}.")
-    return {
-        name: np.array([i for i, c in enumerate(channels) if c.name == name])
-        for name in names
-        if not variables or name in variables
-    }
+    every = positions(channels)
+    if unknown := sorted(set(variables) - set(every)):
+        raise ValueError(f"Observed variables {unknown} are not among the prior's: {', '.join(every)}.")
+    return {name: where for name, where in every.items() if not variables or name in variables}

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from wind_jax.channels import Channel
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import Channel
 from wind_jax.tasks.observation import Observation, chosen_variance, take
 
 Cells = dict[str, Int[Array | np.ndarray, "_"]]  # numpy where they are made, jax where a sampler uses them

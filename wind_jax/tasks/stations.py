@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from wind_jax.channels import Channel, index
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.reports import COMPONENTS, SPEED, TEMPERATURE, Reports
-from wind_jax.data.variables import Channel
 from wind_jax.diffusion.likelihood import gaussian
 from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid, bilinear
@@ -49,8 +49,10 @@ upper-air temperature: NCEP's global table `prepobs_errtable`. Precipitation: of
 """
 
 _CALM = 1e-2  # m2 s-2, rounds off the tip of the speed's cone; a tenth of the 1 m s-1 to which reports are rounded
-_TRACE = -1e-4  # m: reports write a trace of rain as -0.1 mm (BUFR, WMO No. 306)
-_SIGNED = {"geopotential", "u_component_of_wind", "v_component_of_wind", *COMPONENTS}
+# What is impossible below: temperatures in degrees Celsius, for one. A trace of rain is reported as -0.1 mm (BUFR, WMO
+# No. 306).
+_ABSOLUTE = (TEMPERATURE, SPEED, "temperature", "specific_humidity", "mean_sea_level_pressure", "surface_pressure")
+_LEAST = {**dict.fromkeys(_ABSOLUTE, 0.0), RAIN: -1e-4}
 _TELLING = 10  # reports of one variable before quality control takes mass rejection for wrong units
 
 
@@ -124,17 +126,12 @@ def place(
     later = np.minimum(frame + 1, times.size - 1)
     step = np.maximum(times[later] - times[frame], np.timedelta64(1, "ns"))
     fraction = ((reports.time - times[frame]) / step).astype(np.float32)
-    position = {(c.name, c.level or 0): i for i, c in enumerate(channels)}
 
     def cells(component, rows):
         vector = component.endswith("component_of_wind")
         indices, weights = bilinear(grid, reports.latitude[rows], reports.longitude[rows], vector=vector)
-        try:
-            channel = np.array([position[component, int(level)] for level in reports.level[rows]])
-        except KeyError as error:
-            raise ValueError(
-                f"The window has no channel {error.args[0]}; it has {[c.key for c in channels]}."
-            ) from None
+        levels, which = np.unique(reports.level[rows], return_inverse=True)
+        channel = np.array([index(channels, component, int(level) or None) for level in levels])[which]
         size, part = grid.shape[0] * grid.shape[1], fraction[rows, None]
         corners = np.concatenate([indices + size * frame[rows, None], indices + size * later[rows, None]], -1)
         return corners * len(channels) + channel[:, None], np.concatenate([(1 - part) * weights, part * weights], -1)
@@ -271,8 +268,7 @@ def quality_control(
             raise ValueError(f"{rows.size} reports of {name!r} but equivalents of shape {members.shape}.")
         mean, spread = members.mean(0), members.std(0, ddof=1)
         departure = np.abs(points.y - mean) / np.hypot(spread, points.error)
-        lowest = -np.inf if name in _SIGNED else _TRACE if name == RAIN else 0.0
-        impossible = reports.value[rows] < lowest
+        impossible = reports.value[rows] < _LEAST.get(name, -np.inf)
         wrong = impossible | (departure > threshold)
         if rows.size >= _TELLING and wrong.mean() > 0.5:
             raise ValueError(

@@ -11,14 +11,15 @@ pressure is kept too, as a reduction of the surface's.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wind_jax.channels import Channel, index, levels_of, positions
 from wind_jax.data.normalize import Statistics
-from wind_jax.data.variables import Channel
 from wind_jax.physics import clausius_clapeyron, surface_pressure, thickness, virtual_temperature
 from wind_jax.sphere import Coarsening, Grid, area_weights, coarsen
 from wind_jax.tasks.observation import Observation, chosen_variance, observe
@@ -58,8 +59,8 @@ def shift(
         ValueError: a dT that is not finite or beyond `MAX_SHIFT`, a level that the prior does not have, a mask
             outside [0, 1], or channels without the temperature that humidity or geopotential needs.
     """
-    position = {(c.name, c.level): i for i, c in enumerate(channels)}
-    levels = {name: [c.level for c in channels if c.name == name] for name in LARGE_SCALE}
+    levels = {name: levels_of(channels, name) for name in LARGE_SCALE}
+    position = partial(index, channels)
     profile = _profile(warming, levels["temperature"])
     for name in LARGE_SCALE:
         if alone := sorted(set(levels[name]) - set(levels["temperature"])):
@@ -71,22 +72,23 @@ def shift(
 
     share = np.broadcast_to(1.0 if mask is None else mask.astype(np.float64), x.shape[:3])
     before, out = x.astype(np.float64), x.astype(np.float64)
-    if ("2m_temperature", None) in position:
-        out[..., position["2m_temperature", None]] += share * profile[-1]
+    if any(c.name == "2m_temperature" for c in channels):
+        out[..., position("2m_temperature")] += share * profile[-1]
     for level, dT in zip(levels["temperature"], profile):
-        temperature = position["temperature", level]
+        temperature = position("temperature", level)
         out[..., temperature] += share * dT
-        if ("specific_humidity", level) in position:
+        if level in levels["specific_humidity"]:
             ratio = clausius_clapeyron(before[..., temperature], share * dT)
-            out[..., position["specific_humidity", level]] *= ratio
+            out[..., position("specific_humidity", level)] *= ratio
     if levels["geopotential"]:
 
         def virtual(x, level):
-            humid = position.get(("specific_humidity", level))
-            temperature = x[..., position["temperature", level]]
-            return temperature if humid is None else virtual_temperature(temperature, x[..., humid])
+            temperature = x[..., position("temperature", level)]
+            if level not in levels["specific_humidity"]:
+                return temperature
+            return virtual_temperature(temperature, x[..., position("specific_humidity", level)])
 
-        columns = [position["geopotential", level] for level in levels["geopotential"]]
+        columns = [position("geopotential", level) for level in levels["geopotential"]]
         warmer = np.stack([virtual(out, level) - virtual(before, level) for level in levels["geopotential"]], -1)
         ground = np.broadcast_to(surface_geopotential.astype(np.float64), x.shape[:3])
         pressure = surface_pressure(before[..., columns], levels["geopotential"], ground)
@@ -174,12 +176,14 @@ def large_scale_observation(
         ValueError: a variable that the prior does not have or keeps transformed (precipitation), an error that is
             missing or not positive, a mask that holds no coarse cell, or another `variance`.
     """
-    columns = {
-        name: np.array([i for i, c in enumerate(statistics.channels) if c.name == name and c.transform == "none"])
-        for name in variables
+    kept = {
+        name: where
+        for name, where in positions(statistics.channels).items()
+        if statistics.channels[where[0]].transform == "none"
     }
-    if wrong := [name for name, where in columns.items() if not where.size]:
+    if wrong := [name for name in variables if name not in kept]:
         raise ValueError(f"The large scale of {wrong} cannot be observed: the prior keeps no such field untransformed.")
+    columns = {name: kept[name] for name in variables}
     shares = {name: error.get(name, math.nan) if isinstance(error, Mapping) else error for name in variables}
     if wrong := {name: share for name, share in shares.items() if not (math.isfinite(share) and share > 0)}:
         raise ValueError(f"The error of the large scale must be positive for each variable, got {wrong}.")

@@ -151,7 +151,7 @@ def _given(folder: str, store: Store, climatology: bool) -> Statistics:
     statistics = Statistics.from_dict(found)
     if statistics.channels != store.channels:
         there, here = ([channel.key for channel in of.channels] for of in (statistics, store))
-        raise ValueError(f"{path!r} is of the channels {there}, the run has {here}.")
+        raise ValueError(f"{path!r} is of the channels {there}, the run has {here}; definitions count too.")
     return statistics
 
 
