@@ -201,7 +201,7 @@ def _run(stack: nnx.Module, x: jax.Array, embedding: jax.Array, config: UViTConf
 
     if config.remat:
         body = jax.checkpoint(body, prevent_cse=False, policy=KEPT[config.remat_keeps])
-    return jax.lax.scan(body, x, stack, unroll=1 if config.remat else config.depth)[0]
+    return jax.lax.scan(body, x, stack)[0]
 
 
 class Level(nnx.Module):
