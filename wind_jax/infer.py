@@ -219,7 +219,7 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
                 report.write_text(json.dumps(said, indent=1) + "\n")
 
     # -------------------------------------------------------------------------------------------------------- figures
-    found, shows = json.loads((workdir / run.SCORES).read_text()), c.figures and problem.states is not None
+    found, shows = json.loads((workdir / run.SCORES).read_text()), c.figures and (workdir / run.TRUTH).exists()
     if shows:
         (workdir / run.FIGURES).mkdir(exist_ok=True)
         land = xarray.DataArray(

@@ -97,20 +97,17 @@ def claim(workdir: str, kind: str, say: Callable[[str], None] = print) -> Iterat
     folder, new = Path(workdir), not os.path.lexists(workdir)
     with contextlib.ExitStack() as closing:
         try:
-            if is_url(workdir):
-                _mark(workdir, kind)
-                yield None
-                return
-            folder.mkdir(parents=True, exist_ok=True)
-            closing.enter_context(_locked(folder))
-            closing.callback(_leave, folder, new, not os.path.lexists(folder / MARK))
+            if not is_url(workdir):
+                folder.mkdir(parents=True, exist_ok=True)
+                closing.enter_context(_locked(folder))
+                closing.callback(_leave, folder, new, not os.path.lexists(folder / MARK))
             _mark(workdir, kind)
         except OSError as error:
             raise ValueError(f"The folder {workdir!r} is not writable: {error}") from error
         if kind == "infer":
             _publish(folder, say)  # where the run before was stopped while it did
         try:
-            yield folder
+            yield None if is_url(workdir) else folder
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -193,7 +190,7 @@ def _parse(contents: bytes | None) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------------- identity
 def finished(folder: Path, settings: str) -> bool:
     """Whether the folder holds the results of these settings, whole."""
-    return _same(folder / CONFIG, settings) and (folder / POSTERIOR).exists()
+    return _same(folder / CONFIG, settings) and all((folder / name).exists() for name in (POSTERIOR, SCORES))
 
 
 def _same(path: Path, settings: str) -> bool:
@@ -206,10 +203,14 @@ def _identity(settings: bytes | None) -> dict[str, Any]:
 
 
 def _others(there: bytes | None, here: bytes | None) -> str:
-    """What settings there have and those here have not, for a message."""
+    """In which settings there differ from those here, for a message."""
+    if not _identity(there):
+        return "has settings that cannot be read"
     before, now = (json.dumps(_identity(settings), indent=1).splitlines()[1:-1] for settings in (there, here))
-    lines = ", ".join(line.strip(" ,") for line in before if line not in now)
-    return f"has other settings ({lines})" if lines else "has settings that cannot be read"
+    different = [line for line in before if line not in now] or [
+        f"no {line.strip()}" for line in now if line not in before
+    ]
+    return f"has other settings ({', '.join(line.strip(' ,') for line in different)})"
 
 
 # -------------------------------------------------------------------------------------------------- drawing and results
@@ -225,29 +226,37 @@ def drawing(folder: Path, settings: str, say: Callable[[str], None] = print) -> 
         settings: JSON text: the configuration and its `fingerprint`.
         say: prints a line.
     """
-    partial = folder / PARTIAL
-    if Position.path(partial).exists():
-        wrong = ""
-        if not _same(partial / BEGUN, settings):
-            wrong = _others(read_bytes(partial / BEGUN), settings.encode())
-        elif not Position.readable(partial):
-            wrong = f"has a damaged {POSITION}"
-        if wrong:
-            aside = _free(folder, "unfinished")
-            partial.rename(aside)
-            say(f"The unfinished run in {folder} {wrong}: it is kept in {aside}.")
-    if not Position.path(partial).exists():
+    partial, position = folder / PARTIAL, folder / PARTIAL / POSITION
+    if position.exists() and (wrong := _wrong(partial, settings)):
+        aside = _free(folder, "unfinished")
+        partial.rename(aside)
+        say(f"The unfinished run in {folder} {wrong}: it is kept in {aside}.")
+    if (folder / CONFIG).exists():
+        others = _others(read_bytes(folder / CONFIG), settings.encode())
+        say(f"The run in {folder} {others}: it is kept aside when this one is complete.")
+    if not position.exists():
         _remove(partial)
         partial.mkdir()
     write_bytes(partial / BEGUN, settings.encode())
     try:
         yield partial
     except BaseException:
-        if not Position.path(partial).exists():
+        if not position.exists():
             _remove(partial)
         raise
     (partial / BEGUN).replace(partial / CONFIG)
     _publish(folder, say)
+
+
+def _wrong(partial: Path, settings: str) -> str:
+    """Why an unfinished run cannot be resumed with these settings; empty where it can."""
+    if not _same(partial / BEGUN, settings):
+        return _others(read_bytes(partial / BEGUN), settings.encode())
+    try:
+        Position(partial)
+    except Exception:  # numpy, zipfile and zlib each raise their own
+        return f"has a damaged {POSITION}"
+    return ""
 
 
 def _publish(folder: Path, say: Callable[[str], None]) -> None:
@@ -256,17 +265,10 @@ def _publish(folder: Path, say: Callable[[str], None]) -> None:
     Earlier results leave first, then `.partial` becomes `.complete`: a result that is in the folder is an earlier one
     before that, and a new one after it.
     """
-    partial, complete, leaving = folder / PARTIAL, folder / COMPLETE, folder / LEAVING
-    if (partial / CONFIG).exists() and not complete.exists():
-        for name in RESULTS:
-            if os.path.lexists(folder / name):
-                leaving.mkdir(exist_ok=True)
-                _move(folder / name, leaving / name)
-        if leaving.exists():
-            aside = _free(folder, "earlier")
-            others = _others(read_bytes(leaving / CONFIG), read_bytes(partial / CONFIG))
-            leaving.rename(aside)
-            say(f"The earlier run in {folder} {others}: it is kept in {aside}.")
+    partial, complete = folder / PARTIAL, folder / COMPLETE
+    if (partial / CONFIG).exists() or (folder / LEAVING).exists():
+        _keep_earlier(folder, say)
+    if (partial / CONFIG).exists():
         partial.rename(complete)
     if complete.exists():
         for name in reversed(RESULTS):
@@ -275,15 +277,23 @@ def _publish(folder: Path, say: Callable[[str], None]) -> None:
         shutil.rmtree(complete)
 
 
-def set_aside(workdir: str) -> None:
+def _keep_earlier(folder: Path, say: Callable[[str], None]) -> None:
+    """Moves results into a folder of their own, whose name it receives when all are there."""
+    leaving = folder / LEAVING
+    for name in RESULTS:
+        if os.path.lexists(folder / name):
+            leaving.mkdir(exist_ok=True)
+            _move(folder / name, leaving / name)
+    if leaving.exists():
+        aside = _free(folder, "earlier")
+        leaving.rename(aside)
+        say(f"The earlier results in {folder} are kept in {aside}.")
+
+
+def set_aside(workdir: str, say: Callable[[str], None] = print) -> None:
     """Keeps the results of `infer` in a folder aside, so that the same command draws them anew."""
-    with claim(workdir, "infer") as folder:
-        there = [name for name in RESULTS if os.path.lexists(folder / name)]
-        if there:
-            aside = _free(folder, "earlier")
-            aside.mkdir()
-            for name in there:
-                _move(folder / name, aside / name)
+    with claim(workdir, "infer", say) as folder:
+        _keep_earlier(folder, say)
 
 
 def _move(path: Path, target: Path) -> None:
@@ -316,25 +326,12 @@ class Position:
     """
 
     def __init__(self, folder: Path):
-        self._path = self.path(folder)
+        self._path = folder / POSITION
         self._done: tuple[int, int, int, int] = (0, 0, 0, 0)
         self._known = None
         if not self.fresh:
-            self._done, self._known = _load_position(self._path)
-
-    @staticmethod
-    def path(folder: Path) -> Path:
-        """The file of a position."""
-        return folder / POSITION
-
-    @classmethod
-    def readable(cls, folder: Path) -> bool:
-        """Whether the file there is whole."""
-        try:
-            _load_position(cls.path(folder))
-        except Exception:  # numpy, zipfile and zlib each raise their own
-            return False
-        return True
+            with np.load(io.BytesIO(self._path.read_bytes())) as file:
+                self._done, self._known = tuple(file["done"].tolist()), file["known"]
 
     @property
     def fresh(self) -> bool:
@@ -362,8 +359,3 @@ class Position:
         file = io.BytesIO()
         np.savez(file, done=np.array([case, batch.start, batch.stop, windows]), known=known)
         write_bytes(self._path, file.getvalue())
-
-
-def _load_position(path: Path) -> tuple[tuple[int, int, int, int], np.ndarray]:
-    with np.load(io.BytesIO(path.read_bytes())) as file:
-        return tuple(file["done"].tolist()), file["known"]

@@ -48,7 +48,7 @@ def diverged(
             f"guidance by {guide.method} drove it, by {furthest(observation, start)}. Lower config.sampler.start, "
             "raise config.sampler.steps or the error in config.task, or try another variance or method of guidance"
         )
-    finished = f" What is finished is kept in {kept}, until this run is gone on with or another moves it aside."
+    finished = f" What is finished is kept in {kept}, until this run resumes or another moves it aside."
     return f"The chain diverged in case {case}, window {window}: {why}.{finished if kept else ''}"
 
 
