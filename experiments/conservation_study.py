@@ -24,18 +24,19 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from wind_jax import config as configuration
+from wind_jax.columns import Columns, total
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import metrics
+from wind_jax.observations.totals import conservation_observation, rescale_dry_air_mass
 from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress, printer
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import area_mean, area_weights, zonal_spectrum
-from wind_jax.tasks.conservation import Columns, conservation_observation, rescale_dry_air_mass, total
 
 ERRORS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 SMALL_SCALES = slice(11, None)  # zonal wavenumbers from 11 on, where noise shows first (the packaged data are T21)

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from experiments import warming
 from wind_jax import config as configuration
 from wind_jax.channels import channels
+from wind_jax.columns import Columns
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.speedy import STATES_PER_DAY, Settings, simulate
@@ -40,7 +41,6 @@ from wind_jax.problems.storylines import ARMS, PAIRS
 from wind_jax.progress import Progress, printer
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import coarsening
-from wind_jax.tasks.conservation import Columns
 from wind_jax.tasks.forecast import window_count
 from wind_jax.tasks.warming import large_scale_observation, shift
 

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import skill
 from wind_jax import config as configuration
+from wind_jax.columns import Columns, total
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.embedded import embedded
@@ -20,7 +21,6 @@ from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.rollout import Guide, make_chain, rollout
-from wind_jax.tasks.conservation import Columns, total
 
 pytestmark = pytest.mark.slow
 CHAIN = make_chain("ddim", 16, 0.9)

@@ -17,9 +17,9 @@ from wind_jax.diffusion.samplers import sample
 from wind_jax.diffusion.schedule import time_grid
 from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once, over_mesh
 from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.observations.observation import Observation
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
-from wind_jax.tasks.observation import Observation
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store
 from wind_jax.evaluation import scores
 from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.observations.observation import Observation
 from wind_jax.prior import Prior, load_prior, pure_params, save_prior
 from wind_jax.problems import diagnosis
 from wind_jax.problems.problem import Setting, fingerprint
 from wind_jax.problems.registry import make_problem
 from wind_jax.rollout import rollout
-from wind_jax.tasks.observation import Observation
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5

@@ -14,10 +14,10 @@ from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.ensemble import over_mesh
 from wind_jax.model.uvit import UViT, UViTConfig
+from wind_jax.observations.observation import Observation, compose
 from wind_jax.prior import Prior, pure_params
 from wind_jax.rollout import Guide, make_chain, rollout
 from wind_jax.sphere import Grid
-from wind_jax.tasks.observation import Observation, compose
 from wind_jax.training.mesh import batch_sharding, make_mesh
 
 GRID = Grid(np.linspace(-67.5, 67.5, 4), np.arange(8) * 45.0)

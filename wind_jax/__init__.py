@@ -11,8 +11,8 @@ from wind_jax.diffusion.likelihood import student_t
 from wind_jax.diffusion.posterior import sample_posterior
 from wind_jax.diffusion.samplers import ddim, ddpm, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import cosine, rectified, time_grid, ve, vp
+from wind_jax.observations.observation import Observation, check, compose, likelihood_grad, observe
 from wind_jax.prior import Prior, load_prior
-from wind_jax.tasks.observation import Observation, check, compose, likelihood_grad, observe
 
 __all__ = [
     "Observation",

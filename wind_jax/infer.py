@@ -40,6 +40,7 @@ from wind_jax.evaluation.baselines import gaussian_members
 from wind_jax.evaluation.kriging import Covariance
 from wind_jax.evaluation.report import report as write_report
 from wind_jax.files import write_bytes
+from wind_jax.observations.observation import check
 from wind_jax.prior import load_prior
 from wind_jax.problems.diagnosis import diverged, plausible, read_report, realism_record, weights_lines, write_weights
 from wind_jax.problems.problem import Problem, Setting, fingerprint
@@ -48,7 +49,6 @@ from wind_jax.progress import Progress, printer, track
 from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks.forecast import lead_hours
-from wind_jax.tasks.observation import check
 from wind_jax.training import processes
 from wind_jax.training.mesh import batch_sharding
 

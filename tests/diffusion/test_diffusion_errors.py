@@ -13,7 +13,7 @@ from wind_jax.diffusion.loss import Objective, Patterns, Times, draw_times, loss
 from wind_jax.diffusion.samplers import ddim, initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.diffusion.solve import SOLVERS
-from wind_jax.tasks.observation import Observation
+from wind_jax.observations.observation import Observation
 
 KEY = jax.random.key(0)
 X = jnp.zeros((2, 3, 2, 2, 1))

@@ -8,7 +8,7 @@ import pytest
 from wind_jax.diffusion.guidance import METHODS, guide
 from wind_jax.diffusion.samplers import ddim, heun, initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
-from wind_jax.tasks.observation import Observation, compose, likelihood_grad
+from wind_jax.observations.observation import Observation, compose, likelihood_grad
 
 SCHEDULE = rectified()
 RNG = np.random.default_rng(3)

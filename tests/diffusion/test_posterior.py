@@ -11,7 +11,7 @@ from wind_jax.diffusion.posterior import check_method, sample_posterior
 from wind_jax.diffusion.samplers import ddim, ddpm, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.diffusion.smc import twisted
-from wind_jax.tasks.observation import Observation
+from wind_jax.observations.observation import Observation
 
 SCHEDULE = rectified()
 

@@ -8,7 +8,7 @@ import pytest
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import ddim, euler, heun, initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
-from wind_jax.tasks.observation import Observation
+from wind_jax.observations.observation import Observation
 
 STEPS = {"ddim": ddim(), "euler": euler(), "heun": heun()}
 

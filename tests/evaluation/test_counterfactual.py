@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from wind_jax.channels import channels
+from wind_jax.columns import Columns
 from wind_jax.evaluation.counterfactual import DAY, Pair, Storm, box, compare, strongest_storms, summary
 from wind_jax.sphere import Grid
-from wind_jax.tasks.conservation import Columns
 from wind_jax.tasks.warming import shift
 
 GRID = Grid(np.linspace(-82.5, 82.5, 12), np.arange(0, 360, 15.0))

@@ -8,9 +8,9 @@ import xarray
 
 from wind_jax import physics
 from wind_jax.channels import LEVELS, LEXICON, channels, stack
+from wind_jax.columns import Columns
 from wind_jax.evaluation import realism
 from wind_jax.sphere import Grid
-from wind_jax.tasks.conservation import Columns
 
 GRID = Grid(np.linspace(-90, 90, 19), np.arange(0, 360, 20.0))
 LEVEL = (250, 500, 850, 1000)

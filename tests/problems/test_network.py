@@ -8,10 +8,10 @@ import pytest
 from scipy.interpolate import RegularGridInterpolator
 
 from wind_jax.evaluation.kriging import Covariance
+from wind_jax.observations.points import ERRORS
 from wind_jax.physics import GRAVITY
 from wind_jax.problems.network import made_up
 from wind_jax.problems.registry import make_problem
-from wind_jax.tasks.stations import ERRORS
 
 OPTIONS = {
     "path": "", "count": 150, "variables": ("2m_temperature",), "gross_errors": 0.0, "withheld": 0.2, "threshold": 0.0,

@@ -9,6 +9,7 @@ from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.schedule import rectified
+from wind_jax.observations.observation import check, compose, likelihood_grad
 from wind_jax.sphere import Grid, area_mean, coarsening
 from wind_jax.tasks.downscale import (
     errors,
@@ -17,7 +18,6 @@ from wind_jax.tasks.downscale import (
     temporal_observation,
     temporal_operator,
 )
-from wind_jax.tasks.observation import check, compose, likelihood_grad
 
 GRID = Grid(np.linspace(-90, 90, 13), np.arange(0, 360, 15.0))
 CHANNELS = channels(["temperature", "geopotential", "2m_temperature", "total_precipitation_6hr"], [500, 850])

@@ -6,8 +6,8 @@ import pytest
 
 from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
+from wind_jax.observations.observation import check
 from wind_jax.tasks import sparse_obs
-from wind_jax.tasks.observation import check
 
 CHANNELS = channels(["temperature", "2m_temperature", "total_precipitation_6hr"], [500, 850])
 SHAPE = (3, 10, 20, len(CHANNELS))

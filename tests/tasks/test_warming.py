@@ -8,8 +8,8 @@ from jax.test_util import check_grads
 from wind_jax import physics
 from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
+from wind_jax.observations.observation import check, likelihood_grad
 from wind_jax.sphere import Grid, area_mean, coarsening
-from wind_jax.tasks.observation import check, likelihood_grad
 from wind_jax.tasks.warming import large_scale_observation, precipitation_scaling, region, shift, signal_kept
 
 GRID = Grid(np.linspace(-90, 90, 13), np.arange(0, 360, 15.0))

@@ -15,8 +15,8 @@ from wind_jax.diffusion.loss import diffusion_forcing_loss
 from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.model.uvit import UViTConfig
+from wind_jax.observations.observation import Observation
 from wind_jax.prior import apply, graph
-from wind_jax.tasks.observation import Observation
 from wind_jax.training.mesh import (
     batch_sharding,
     check_batch,

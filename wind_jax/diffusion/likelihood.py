@@ -16,7 +16,7 @@ LogLikelihood = Callable[[Array, Array], Array]
 
 @runtime_checkable
 class ObservationLike(Protocol):
-    """What guidance asks of an observation; `tasks.observation.Observation` is one."""
+    """What guidance asks of an observation; `observations.observation.Observation` is one."""
 
     operator: Callable[[Array], PyTree]  # of one member, in model units
     y: PyTree

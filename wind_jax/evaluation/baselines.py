@@ -2,7 +2,7 @@
 
 Others live where their subject does: climatology is `wind_jax.data.climatology.Climatology.at`, kriging
 `wind_jax.evaluation.kriging`, the uniform change of pressure that restores the mass of dry air
-`wind_jax.tasks.conservation.rescale_dry_air_mass`. How good they are: docs/baselines.md.
+`wind_jax.observations.totals.rescale_dry_air_mass`. How good they are: docs/baselines.md.
 """
 
 from collections.abc import Callable, Sequence

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from wind_jax.columns import Columns, total
 from wind_jax.evaluation.realism import realism
 from wind_jax.sphere import Grid, area_weights, zonal_spectrum
-from wind_jax.tasks.conservation import Columns, total
 from wind_jax.tasks.warming import precipitation_scaling, region, signal_kept
 
 DAY = 4

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 
 from wind_jax import physics
 from wind_jax.channels import channels, stack
+from wind_jax.columns import Columns, total
 from wind_jax.evaluation import metrics, plots, scores
 from wind_jax.evaluation.animation import animate
 from wind_jax.sphere import Grid, area_weights, zonal_spectrum
-from wind_jax.tasks.conservation import Columns, total
 from wind_jax.tasks.forecast import lead_hours
 
 # Channels that figures and forecast tables show, where the prior has them.

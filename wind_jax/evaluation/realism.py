@@ -14,8 +14,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from wind_jax import physics
 from wind_jax.channels import Channel, index, levels_of
+from wind_jax.columns import Columns, total
 from wind_jax.sphere import Grid, area_mean
-from wind_jax.tasks.conservation import Columns, total
 
 Field = Float[Array | np.ndarray, "*batch h w"]
 Profile = Float[Array | np.ndarray, "*batch h w l"]

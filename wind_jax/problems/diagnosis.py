@@ -14,10 +14,10 @@ from wind_jax.diffusion.likelihood import misfit, noise_variance
 from wind_jax.diffusion.smc import Weights
 from wind_jax.evaluation.realism import realism, units
 from wind_jax.files import write_bytes
+from wind_jax.observations.observation import Observation
 from wind_jax.prior import Prior
 from wind_jax.rollout import Guide
 from wind_jax.sphere import Grid
-from wind_jax.tasks.observation import Observation
 
 
 def plausible(prior: Prior, inputs: np.ndarray, known: np.ndarray | None = None) -> jax.Array:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from wind_jax.columns import Columns, total
 from wind_jax.evaluation.baselines import persistence
+from wind_jax.observations.observation import chosen_variance, observe
+from wind_jax.observations.totals import conservation_operator
 from wind_jax.problems.problem import Fields, Problem, Setting, archive_states, case_starts, told_nothing
-from wind_jax.tasks.conservation import Columns, conservation_operator, total
 from wind_jax.tasks.forecast import lead_times, window_count
-from wind_jax.tasks.observation import chosen_variance, observe
 
 
 def forecast(s: Setting, context: int, leads: int, conserve: Mapping[str, float] | None = None) -> Problem:

@@ -11,11 +11,11 @@ from wind_jax.data.store import TIME_STEP
 from wind_jax.diffusion.likelihood import gaussian, student_t
 from wind_jax.evaluation.baselines import gaussian_members
 from wind_jax.evaluation.kriging import kriging
+from wind_jax.observations import points as network
 from wind_jax.physics import GRAVITY
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, calendar, case_starts
 from wind_jax.rollout import make_chain, rollout
 from wind_jax.sphere import bilinear
-from wind_jax.tasks import stations as network
 
 
 def stations(
@@ -44,7 +44,7 @@ def stations(
         threshold: of quality control, in standard deviations; 0: none.
         background_members: free samples of the prior that it compares with.
         degrees_of_freedom: of a Student t likelihood; 0: Gaussian.
-        error_scale: times the default errors of `tasks.stations`, for coarser grids than 100 km.
+        error_scale: times the default errors of `observations.points`, for coarser grids than 100 km.
         truth: "archive": its states in the table's period give the windows and the scores. "none": `config.data.period`
             gives the windows of a table; the archive is read for its grid and static fields alone, nothing is scored.
 

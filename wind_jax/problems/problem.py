@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, Key, PyTree
 from wind_jax.data.store import TIME_STEP, Store, span
 from wind_jax.data.windows import window_starts
 from wind_jax.evaluation.kriging import Covariance
+from wind_jax.observations.observation import Observation
 from wind_jax.prior import Prior
 from wind_jax.sphere import Grid
-from wind_jax.tasks.observation import Observation
 
 Fields = Float[np.ndarray, "l h w c"]
 Ensemble = Float[np.ndarray, "m l h w c"]

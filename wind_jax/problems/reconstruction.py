@@ -14,12 +14,12 @@ from wind_jax.channels import positions
 from wind_jax.data.store import TIME_STEP
 from wind_jax.evaluation.baselines import about_climatology, gaussian_members, interpolation, refined, upsampled
 from wind_jax.evaluation.kriging import kriging
+from wind_jax.observations.observation import chosen_variance, observe
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
 from wind_jax.sphere import coarsen, coarsening
 from wind_jax.tasks import downscale
 from wind_jax.tasks import sparse_obs as sparse
-from wind_jax.tasks.observation import chosen_variance, observe
 
 
 def sparse_obs(s: Setting, fraction: float, error, variables: Sequence[str] = ()) -> Problem:

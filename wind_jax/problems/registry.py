@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 
+from wind_jax.observations.observation import chosen_variance
 from wind_jax.problems.forecasts import forecast
 from wind_jax.problems.network import stations
 from wind_jax.problems.problem import Problem, Setting
@@ -14,7 +15,6 @@ from wind_jax.problems.reconstruction import (
     temporal_downscaling,
 )
 from wind_jax.problems.storylines import warming
-from wind_jax.tasks.observation import chosen_variance
 
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     "forecast": forecast,

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from wind_jax.channels import Channel, positions
 from wind_jax.data.normalize import Statistics
+from wind_jax.observations.observation import Observation, chosen_variance, observe
 from wind_jax.sphere import Coarsening, coarsen
-from wind_jax.tasks.observation import Observation, chosen_variance, observe
 
 Video = Float[Array | np.ndarray, "t h w c"]
 Values = Mapping[str, Float[Array | np.ndarray, "_ _ _ _"]]

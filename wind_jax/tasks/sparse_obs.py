@@ -8,7 +8,6 @@ dict by variable name, so that an adaptive variance is one for each variable; `c
 window (t, h, w, c). Their number is fixed by the task: one compiled sampler serves all draws of them.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from wind_jax.channels import Channel
 from wind_jax.data.normalize import Statistics
-from wind_jax.tasks.observation import Observation, chosen_variance, take
+from wind_jax.observations.observation import Observation, check_size, chosen_variance, take
 
 Cells = dict[str, Int[Array | np.ndarray, "_"]]  # numpy where they are made, jax where a sampler uses them
 Values = dict[str, Float[Array | np.ndarray, "_"]]
@@ -160,19 +159,6 @@ def dense(cells: Cells, y: Values, shape: Shape) -> Float[np.ndarray, "t h w c"]
     for name, where in cells.items():
         out[np.asarray(where)] = np.asarray(y[name])
     return out.reshape(shape)
-
-
-def check_size(shape: Sequence[int]) -> None:
-    """Checks that 32-bit integers can number the values of a window.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    if (size := math.prod(shape)) > 2**31 - 1:
-        raise ValueError(
-            f"A window {tuple(shape)} has {size} values, and positions in it are 32-bit integers, up to {2**31 - 1}: "
-            "take a prior of fewer frames, channels or cells."
-        )
 
 
 def check_cells(cells: Cells, shape: Shape) -> None:

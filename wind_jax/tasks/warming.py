@@ -20,9 +20,9 @@ from jaxtyping import Array, Float
 
 from wind_jax.channels import Channel, index, levels_of, positions
 from wind_jax.data.normalize import Statistics
+from wind_jax.observations.observation import Observation, chosen_variance, observe
 from wind_jax.physics import clausius_clapeyron, surface_pressure, thickness, virtual_temperature
 from wind_jax.sphere import Coarsening, Grid, area_weights, coarsen
-from wind_jax.tasks.observation import Observation, chosen_variance, observe
 
 LARGE_SCALE = ("temperature", "specific_humidity", "geopotential")
 """What is shifted on levels, and observed unless said otherwise."""

@@ -8,19 +8,13 @@ import xarray
 
 from wind_jax import physics
 from wind_jax.channels import LEXICON, Channel, channels, stack
+from wind_jax.columns import QUANTITIES, Columns, total
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import open_store
 from wind_jax.embedded import embedded
+from wind_jax.observations.observation import check
+from wind_jax.observations.totals import conservation_observation, conservation_operator, rescale_dry_air_mass
 from wind_jax.sphere import Grid, area_weights
-from wind_jax.tasks.conservation import (
-    QUANTITIES,
-    Columns,
-    conservation_observation,
-    conservation_operator,
-    rescale_dry_air_mass,
-    total,
-)
-from wind_jax.tasks.observation import check
 
 VARIABLES = ("temperature", "geopotential", "specific_humidity", "u_component_of_wind", "v_component_of_wind")
 LEVELS = (250, 500, 700, 850)

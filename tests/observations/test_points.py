@@ -12,11 +12,8 @@ from wind_jax.data.reports import Reports, read_stations
 from wind_jax.data.store import open_store
 from wind_jax.diffusion.likelihood import student_t
 from wind_jax.embedded import embedded
-from wind_jax.physics import GRAVITY
-from wind_jax.prior import load_prior
-from wind_jax.sphere import Grid
-from wind_jax.tasks.observation import check, likelihood_grad
-from wind_jax.tasks.stations import (
+from wind_jax.observations.observation import check, likelihood_grad
+from wind_jax.observations.points import (
     LAPSE_RATE,
     equivalents,
     pad,
@@ -24,6 +21,9 @@ from wind_jax.tasks.stations import (
     quality_control,
     station_observation,
 )
+from wind_jax.physics import GRAVITY
+from wind_jax.prior import load_prior
+from wind_jax.sphere import Grid
 
 GRID = Grid(np.linspace(-87.5, 87.5, 36), np.arange(0, 360, 5.0))
 CHANNELS = channels(

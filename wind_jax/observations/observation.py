@@ -1,4 +1,4 @@
-"""An observation y = A(x) + noise: what a task tells of the video that the prior describes.
+"""An observation y = A(x) + noise: what is known of the video that the prior describes.
 
 Operators are written in physical units, K, Pa, kg kg-1; `observe` puts the change of units inside.
 Observations compose, so that a task may be several.
@@ -17,7 +17,7 @@ from wind_jax.diffusion.likelihood import gaussian, log_density, misfit
 
 
 class Observation(NamedTuple):
-    """A task, as guidance sees it.
+    """What is known, as guidance sees it.
 
     Attributes:
         operator: A, of one member `(t, h, w, c)` in model units, to a pytree like `y`; differentiable.
@@ -144,6 +144,19 @@ def check(observation: Observation, shape: Sequence[int], x: Array | np.ndarray 
         )
     if not isinstance(gradient, jax.core.Tracer) and not gradient.any():
         raise ValueError("The observation's operator does not depend on the state: its gradient is 0 everywhere.")
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Checks that 32-bit integers can number the values of a window.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if (size := math.prod(shape)) > 2**31 - 1:
+        raise ValueError(
+            f"A window {tuple(shape)} has {size} values, and positions in it are 32-bit integers, up to {2**31 - 1}: "
+            "take a prior of fewer frames, channels or cells."
+        )
 
 
 def _all(flags: Array) -> bool:

@@ -20,10 +20,9 @@ from wind_jax.channels import Channel, index
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.reports import COMPONENTS, SPEED, TEMPERATURE, Reports
 from wind_jax.diffusion.likelihood import gaussian
+from wind_jax.observations.observation import Observation, check_size, chosen_variance, observe, take
 from wind_jax.physics import GRAVITY
 from wind_jax.sphere import Grid, bilinear
-from wind_jax.tasks.observation import Observation, chosen_variance, observe, take
-from wind_jax.tasks.sparse_obs import check_size
 
 RAIN = "total_precipitation_6hr"
 

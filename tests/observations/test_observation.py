@@ -10,7 +10,7 @@ import pytest
 from wind_jax.diffusion.guidance import guide
 from wind_jax.diffusion.samplers import sample
 from wind_jax.diffusion.schedule import rectified, time_grid
-from wind_jax.tasks.observation import Observation, check, compose, likelihood_grad, observe
+from wind_jax.observations.observation import Observation, check, compose, likelihood_grad, observe
 
 KELVIN = SimpleNamespace(physical=lambda x: 280.0 + 20.0 * x)
 
