@@ -14,7 +14,8 @@ from measure import arguments, compiled, median_seconds, random_prior, report
 from wind_jax.diffusion.guidance import METHODS, guide
 from wind_jax.diffusion.samplers import initial, member_keys
 from wind_jax.model.flops import matmul_flops
-from wind_jax.tasks.sparse_obs import draw_cells, measure, sparse_observation
+from wind_jax.observations.gridded import Placed, gridded_observation
+from wind_jax.observations.twins import draw_cells, measure
 
 options, c = arguments(__doc__, members=4, repeats=5)
 prior = random_prior(c)
@@ -24,6 +25,7 @@ inputs = jax.random.normal(key, prior.inputs_shape, jnp.float32)
 error = np.ones(prior.config.channels, np.float32)
 cells = draw_cells(key, prior.shape, prior.statistics.channels, fraction=0.05)
 y = measure(np.zeros(prior.shape, np.float32), cells, error, key)
+placed = {name: Placed(where, y[name], np.ones_like(y[name])) for name, where in cells.items()}
 
 variants = {"unguided": None}
 variants |= {name: (name, {}) for name in METHODS if name != "mmps"}
@@ -35,14 +37,15 @@ variants |= {
 
 
 def cost(variant) -> dict[str, float]:
-    def call(prior, x_t, inputs, cells, y):
+    def call(prior, x_t, inputs, placed):
         denoiser = prior.denoiser(inputs)
         if variant is not None:
             method, chosen = variant
-            denoiser = guide(denoiser, sparse_observation(cells, y, error), prior.schedule, method, **chosen)
+            observation = gridded_observation(placed, prior.statistics)
+            denoiser = guide(denoiser, observation, prior.schedule, method, **chosen)
         return denoiser(x_t, 0.5)
 
-    given = (prior, x_t, inputs, cells, y)
+    given = (prior, x_t, inputs, placed)
     made = compiled(jax.jit(call, keep_unused=True), *given)
     return {
         "seconds": median_seconds(lambda: made.call(*given), options.repeats),

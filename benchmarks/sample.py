@@ -17,7 +17,8 @@ from wind_jax.diffusion.samplers import initial, member_keys, sample
 from wind_jax.diffusion.schedule import time_grid
 from wind_jax.ensemble import ensemble_mesh, over_mesh
 from wind_jax.model.flops import matmul_flops
-from wind_jax.tasks.sparse_obs import draw_cells, measure, sparse_observation
+from wind_jax.observations.gridded import Placed, gridded_observation
+from wind_jax.observations.twins import draw_cells, measure
 from wind_jax.training.mesh import batch_sharding
 
 options, c = arguments(__doc__, least_repeats=0, members=4, steps=8, repeats=3)
@@ -31,19 +32,20 @@ x_init = jax.device_put(x_init, batch_sharding(mesh))
 forcings = jax.random.normal(key, prior.inputs_shape, jnp.float32)
 cells = draw_cells(key, prior.shape, prior.statistics.channels, fraction=0.05)
 y = measure(np.zeros(prior.shape, np.float32), cells, one, key)
+placed = {name: Placed(where, y[name], np.ones_like(y[name])) for name, where in cells.items()}
 
 
-def free(prior, x_init, forcings, cells, y):
+def free(prior, x_init, forcings, placed):
     return sample(prior.denoiser(forcings), x_init, grid, prior.schedule)
 
 
-def guided(prior, x_init, forcings, cells, y):
-    denoiser = guide(prior.denoiser(forcings), sparse_observation(cells, y, one), prior.schedule, "mmps")
+def guided(prior, x_init, forcings, placed):
+    denoiser = guide(prior.denoiser(forcings), gridded_observation(placed, prior.statistics), prior.schedule, "mmps")
     return sample(denoiser, x_init, grid, prior.schedule)
 
 
 def cost(function) -> dict:
-    inputs = (prior, x_init, forcings, cells, y)
+    inputs = (prior, x_init, forcings, placed)
     flop = matmul_flops(function, *inputs)
     with jax.set_mesh(mesh):
         sampler = compiled(jax.jit(function, keep_unused=True), *inputs)

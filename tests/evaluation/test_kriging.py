@@ -17,9 +17,11 @@ from wind_jax.evaluation import metrics
 from wind_jax.evaluation.baselines import gaussian_members, interpolation
 from wind_jax.evaluation.kriging import Covariance, fit_covariance, kriging
 from wind_jax.evaluation.metrics import cell_mean
+from wind_jax.observations.gridded import Placed, cell_errors
+from wind_jax.observations.gridded import dense as on_grid
+from wind_jax.observations.twins import draw_cells, measure
 from wind_jax.prior import load_prior
 from wind_jax.sphere import Grid, area_mean, area_weights
-from wind_jax.tasks import sparse_obs
 
 GRID = Grid(np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5)
 TIMES = np.datetime64("2001-01-01", "ns") + np.arange(4) * np.timedelta64(6, "h")
@@ -194,12 +196,13 @@ def test_packaged_covariance_beats_linear_interpolation_on_held_out_weather():
     prior, fitted = load_prior(embedded("prior.npz")), Covariance.load(embedded("covariance.json"))
     statistics, grid = prior.statistics, prior.grid
     store = open_store(embedded("sample.zarr"), statistics.channels)
-    error, squares = sparse_obs.errors(0.05, statistics), []
+    error, squares = cell_errors(0.05, statistics), []
     for case, start in enumerate((10, 70)):
         key, times = jax.random.fold_in(jax.random.key(0), case), store.times[start : start + 5]
         truth = statistics.normalize(store.read(start, 5))
-        cells = sparse_obs.draw_cells(key, truth.shape, statistics.channels, 0.01)
-        observed = sparse_obs.dense(cells, sparse_obs.measure(truth, cells, error, key), truth.shape)
+        cells = draw_cells(key, truth.shape, statistics.channels, 0.01)
+        y = measure(truth, cells, error, key)
+        observed = on_grid({name: Placed(where, y[name], y[name]) for name, where in cells.items()}, truth.shape)
         normal = statistics.normalize(prior.climatology.at(times))
         mean, deviation = kriging(observed, normal, times, grid, fitted, error)
         square = lambda x: area_mean(x**2, grid, (-3, -2)).mean(0)

@@ -37,12 +37,13 @@ class Observation(NamedTuple):
 def take(
     x: Float[Array | np.ndarray, "t h w c"], places: Mapping[str, Int[Array | np.ndarray, "..."]]
 ) -> dict[str, Array]:
-    """Values of a window at places in its flattened form, by name.
+    """Values of a window at places in its flattened form, by name; 0 beyond its end.
 
     All are gathered at once: what pulls them back then makes one window, not one for each name.
     """
     shapes = [where.shape for where in places.values()]
-    values = jnp.ravel(x)[jnp.concatenate([jnp.ravel(where) for where in places.values()])]
+    every = jnp.concatenate([jnp.ravel(where) for where in places.values()])
+    values = jnp.ravel(x).at[every].get(mode="fill", fill_value=0)
     parts = jnp.split(values, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
     return {name: part.reshape(shape) for name, part, shape in zip(places, parts, shapes, strict=True)}
 

@@ -14,21 +14,20 @@ from wind_jax.channels import positions
 from wind_jax.data.store import TIME_STEP
 from wind_jax.evaluation.baselines import about_climatology, gaussian_members, interpolation, refined, upsampled
 from wind_jax.evaluation.kriging import kriging
+from wind_jax.observations import gridded, twins
 from wind_jax.observations.observation import chosen_variance, observe
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
-from wind_jax.sphere import coarsen, coarsening
-from wind_jax.tasks import downscale
-from wind_jax.tasks import sparse_obs as sparse
+from wind_jax.sphere import Coarsening, coarsen, coarsening
 
 
 def sparse_obs(s: Setting, fraction: float, error, variables: Sequence[str] = ()) -> Problem:
-    """y: random cells of one window, with Gaussian errors; see `tasks.sparse_obs`.
+    """y: random cells of one window, with Gaussian errors; see `observations.gridded`.
 
     Args:
         s: the setting.
         fraction: of the cells of each field.
-        error: standard deviation, as `tasks.sparse_obs.errors` takes it.
+        error: standard deviation, as `observations.gridded.cell_errors` takes it.
         variables: observed ones, empty: all.
     """
     return reanalysis(s, 1, 0, fraction, error, variables)
@@ -44,27 +43,28 @@ def reanalysis(
         windows: their number.
         overlap: frames that each shares with the next.
         fraction: of the cells of each field.
-        error: standard deviation, as `tasks.sparse_obs.errors` takes it.
+        error: standard deviation, as `observations.gridded.cell_errors` takes it.
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
     frames = window_frames(windows, prior.frames, overlap)
     starts = case_starts(s, frames)
-    new, deviation = prior.frames - overlap, sparse.errors(error, statistics)
+    new, deviation = prior.frames - overlap, gridded.cell_errors(error, statistics, variables)
 
     @lru_cache(maxsize=4)
     def told(case, window):
-        place, noise = jax.random.split(jax.random.fold_in(jax.random.fold_in(s.key, case), window))
-        cells = sparse.draw_cells(place, prior.shape, statistics.channels, fraction, variables)
-        truth = s.store.read(int(starts[case]) + window * new, prior.frames)
-        return cells, sparse.measure(statistics.normalize(truth), cells, deviation, noise)
+        begin = int(starts[case]) + window * new
+        times, key = s.store.times[begin:][: prior.frames], jax.random.fold_in(jax.random.fold_in(s.key, case), window)
+        truth = s.store.read(begin, prior.frames)
+        dataset = twins.observe_cells(truth, statistics, prior.grid, times, fraction, error, key, variables)
+        return gridded.gridded(dataset, statistics, prior.grid).window(times)
 
     @lru_cache(maxsize=1)
     def measured(case):
         """In model units."""
         out = np.full((frames, *prior.shape[1:]), np.nan, np.float32)
         for window in range(windows):
-            seen = sparse.dense(*told(case, window), prior.shape)
+            seen = gridded.dense(told(case, window), prior.shape)
             first = overlap if window else 0  # the overlap is not moved by a later window's observations
             out[window * new + first : window * new + prior.frames] = seen[first:]
         return out
@@ -91,7 +91,7 @@ def reanalysis(
         overlap=overlap,
         windows=windows,
         leads=TIME_STEP * np.arange(frames),
-        observe=lambda data: sparse.sparse_observation(*data, deviation, s.variance),
+        observe=lambda placed: gridded.gridded_observation(placed, statistics, variance=s.variance),
         told=told,
         seen=Seen(prior.grid, TIME_STEP * np.arange(frames), values, masked=True),
         baseline=baseline,
@@ -105,15 +105,14 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
     Args:
         s: the setting.
         factor: rows and columns of the fine grid in one coarse cell.
-        error: standard deviation, as `tasks.downscale.errors` takes it.
+        error: standard deviation, as `observations.gridded.mean_errors` takes it.
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
     starts = case_starts(s, prior.frames)
     cells = coarsening(prior.grid, factor)
-    downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
-    operator = downscale.spatial_operator(cells, statistics.channels, variables)
-    told, values = _means(s, starts, operator, cells.grid.shape, prior.frames)
+    gridded.mean_errors(error, statistics, variables)  # refuses what is wrong with them here
+    told, values = _means(s, starts, error, variables, cells, 1)
     leads = TIME_STEP * np.arange(prior.frames)
 
     def baseline(case, lead):
@@ -133,7 +132,7 @@ def spatial_downscaling(s: Setting, factor: int, error, variables: Sequence[str]
         overlap=0,
         windows=1,
         leads=leads,
-        observe=lambda y: downscale.spatial_observation(y, cells, error, statistics, s.variance),
+        observe=lambda placed: gridded.gridded_observation(placed, statistics, cells, s.variance),
         told=told,
         seen=Seen(cells.grid, leads, values, masked=False),
         baseline=baseline,
@@ -147,14 +146,14 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
     Args:
         s: the setting.
         mean_over: frames in one mean; the window's number is a multiple of it.
-        error: standard deviation, as `tasks.downscale.errors` takes it.
+        error: standard deviation, as `observations.gridded.mean_errors` takes it.
         variables: observed ones, empty: all.
     """
     prior, statistics = s.prior, s.prior.statistics
     starts = case_starts(s, prior.frames)
-    operator = downscale.temporal_operator(prior.frames, mean_over, statistics.channels, variables)
-    downscale.errors(error, statistics, variables)  # refuses what is wrong with them here
-    told, values = _means(s, starts, operator, prior.grid.shape, prior.frames // mean_over)
+    twins.check_means(prior.frames, mean_over)
+    gridded.mean_errors(error, statistics, variables)  # refuses what is wrong with them here
+    told, values = _means(s, starts, error, variables, None, mean_over)
 
     def baseline(case, lead):
         y, back = values(case), lambda y, method: refined(y, mean_over, statistics.channels, method)
@@ -163,8 +162,9 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
             found["cubic"] = back(y, "cubic")
         if prior.climatology:
             normal = prior.climatology.at(s.store.times[int(starts[case]) :][: prior.frames])
-            every = downscale.temporal_operator(prior.frames, mean_over, statistics.channels)
-            means = lambda x: np.asarray(downscale.as_fields(every(x), statistics.channels))
+            means = lambda x: np.asarray(
+                twins.as_fields(twins.means(x, statistics.channels, every=mean_over), statistics.channels)
+            )
             found["cubic_anomaly"] = about_climatology(
                 y, normal, means, lambda y: back(y, "cubic"), statistics.channels
             )
@@ -176,7 +176,7 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
         overlap=0,
         windows=1,
         leads=TIME_STEP * np.arange(prior.frames),
-        observe=lambda y: downscale.temporal_observation(y, mean_over, error, statistics, s.variance),
+        observe=lambda placed: gridded.gridded_observation(placed, statistics, variance=s.variance),
         told=told,
         seen=Seen(prior.grid, TIME_STEP * mean_over * np.arange(prior.frames // mean_over), values, masked=False),
         baseline=baseline,
@@ -184,19 +184,27 @@ def temporal_downscaling(s: Setting, mean_over: int, error, variables: Sequence[
     )
 
 
-def _means(s: Setting, starts: np.ndarray, operator: Callable, shape: tuple[int, int], frames: int):
-    """What downscaling is told, by variable, and the same as fields (frames, H, W, c)."""
-    channels = s.prior.statistics.channels
-    where = positions(channels)
+def _means(
+    s: Setting, starts: np.ndarray, error, variables: Sequence[str], cells: Coarsening | None, every: int
+) -> tuple[Callable, Callable]:
+    """What downscaling is told, and the same as fields (n, H, W, c): of coarse cells, or of `every` few frames."""
+    prior, statistics = s.prior, s.prior.statistics
+    times = lambda case: s.store.times[int(starts[case]) :][: prior.frames]
+
+    @lru_cache(maxsize=4)
+    def observed(case):
+        truth = s.store.read(int(starts[case]), prior.frames)
+        dataset = twins.observe_means(truth, statistics, prior.grid, times(case), error, variables, cells, every)
+        return gridded.gridded(dataset, statistics, prior.grid)
 
     def told(case, window):
-        truth = s.store.read(int(starts[case]), s.prior.frames)
-        return {name: np.asarray(y, np.float32) for name, y in operator(truth).items()}
+        return observed(case).window(times(case))
 
     def values(case):
-        out = np.full((frames, *shape, len(channels)), np.nan, np.float32)
-        for name, y in told(case, 0).items():
-            out[..., where[name]] = y
+        shape = prior.frames // every, *observed(case).grid.shape, len(statistics.channels)
+        out = np.full(shape, np.nan, np.float32)
+        for name, field in observed(case).fields.items():
+            out[..., positions(statistics.channels)[name]] = field.values
         return out
 
     return told, values

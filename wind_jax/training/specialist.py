@@ -15,9 +15,9 @@ from jaxtyping import Array, ArrayLike, Float
 from wind_jax.data.normalize import Statistics
 from wind_jax.evaluation.baselines import refined, upsampled
 from wind_jax.evaluation.metrics import cell_mean
+from wind_jax.observations.twins import as_fields, check_means, means
 from wind_jax.prior import Prior, apply, graph
 from wind_jax.sphere import Grid, area_weights, coarsening
-from wind_jax.tasks.downscale import as_fields, spatial_operator, temporal_operator
 
 Video = Float[Array, "t h w c"]
 
@@ -39,12 +39,12 @@ def first_guess(
     channels = statistics.channels
     match dict(task):
         case {"name": "spatial_downscaling", "factor": int(factor), **others} if not others:
-            cells = coarsening(grid, factor)
-            operator = spatial_operator(cells, channels)
+            cells, every = coarsening(grid, factor), 1
             interpolate = lambda y: upsampled(y, cells.grid, grid, channels)
         case {"name": "temporal_downscaling", "mean_over": int(n), **others} if not others:
-            operator = temporal_operator(frames, n, channels)
-            interpolate = lambda y: refined(y, n, channels)
+            cells, every = None, n
+            check_means(frames, every)
+            interpolate = lambda y: refined(y, every, channels)
         case other:
             raise ValueError(
                 'A specialist is for {"name": "spatial_downscaling", "factor": N} or {"name": "temporal_downscaling", '
@@ -52,7 +52,7 @@ def first_guess(
             )
 
     def guess(x):
-        y = operator(statistics.denormalize(x))
+        y = means(statistics.denormalize(x), channels, target=cells, every=every)
         return statistics.normalize(interpolate(as_fields(y, channels)))
 
     return guess
