@@ -11,6 +11,7 @@ from wind_jax.diffusion.likelihood import student_t
 from wind_jax.diffusion.posterior import sample_posterior
 from wind_jax.diffusion.samplers import ddim, ddpm, euler, heun, initial, member_keys, predictor_corrector, sample
 from wind_jax.diffusion.schedule import cosine, rectified, time_grid, ve, vp
+from wind_jax.observations.gridded import gridded
 from wind_jax.observations.observation import Observation, check, compose, likelihood_grad, observe
 from wind_jax.prior import Prior, load_prior
 
@@ -23,6 +24,7 @@ __all__ = [
     "ddim",
     "ddpm",
     "euler",
+    "gridded",
     "guide",
     "heun",
     "initial",
