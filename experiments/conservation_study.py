@@ -30,7 +30,7 @@ from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.embedded import resolve
 from wind_jax.evaluation import metrics
-from wind_jax.observations.totals import conservation_observation, rescale_dry_air_mass
+from wind_jax.observations.totals import rescale_dry_air_mass, totals_observation
 from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
@@ -214,9 +214,8 @@ def long_run(s: Study, arm: str) -> dict[str, np.ndarray]:
     inputs = s.prior.inputs(s.static, start + TIME_STEP * np.arange(context + windows * new))
     guide = None
     if arm == "held":
-        frames = s.prior.frames
-        observe = lambda y: conservation_observation(s.columns, y, 1e-6, s.statistics, frames)
-        fixed = observe(np.full(frames, target))
+        held, error = {"dry_air_mass": np.zeros(s.prior.frames, np.float32)}, {"dry_air_mass": 1e-6}
+        fixed = totals_observation(s.columns, held, {"dry_air_mass": target}, error, s.statistics)
         guide = Guide(lambda _: fixed, "mmps", (("iterations", 1),))
     fix = s.rescaled(target)
     known, done, begun = s.statistics.normalize(first), [], 0

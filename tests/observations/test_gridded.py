@@ -1,5 +1,8 @@
 """Gridded observations: the operator by brute force and in exact posteriors, how datasets are read, bad input."""
 
+import json
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -408,3 +411,31 @@ def test_a_file_that_is_none(tmp_path):
         read(tmp_path / "nothing.nc")
     with pytest.raises(ValueError, match=r"Cannot read observations from .*nothing\.zarr"):
         read(tmp_path / "nothing.zarr")
+
+
+class Evil:
+    """What a pickle may do when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_zarr_of_objects_is_refused_unread(x, tmp_path):
+    path, mark = tmp_path / "evil.zarr", tmp_path / "pwned"
+    files(x)["cells"].to_zarr(path, zarr_format=2, consolidated=False)
+    folder = path / "number"
+    folder.mkdir()
+    (folder / ".zarray").write_text(
+        json.dumps(
+            {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "fill_value": None, "order": "C",
+             "compressor": None, "filters": [{"id": "pickle"}]}
+        )
+    )  # fmt: skip
+    (folder / ".zattrs").write_text(json.dumps({"_ARRAY_DIMENSIONS": ["number"]}))
+    (folder / "0").write_bytes(pickle.dumps(Evil(mark)))
+    with pytest.raises(ValueError, match=r"Cannot read observations from .*evil\.zarr"):
+        read(path)
+    assert not mark.exists()

@@ -13,7 +13,13 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import open_store
 from wind_jax.embedded import embedded
 from wind_jax.observations.observation import check
-from wind_jax.observations.totals import conservation_observation, conservation_operator, rescale_dry_air_mass
+from wind_jax.observations.totals import (
+    amounts,
+    conservation_operator,
+    departures,
+    rescale_dry_air_mass,
+    totals_observation,
+)
 from wind_jax.sphere import Grid, area_weights
 
 VARIABLES = ("temperature", "geopotential", "specific_humidity", "u_component_of_wind", "v_component_of_wind")
@@ -122,11 +128,26 @@ def test_observation_is_what_guidance_needs(sample):
     c = len(CHANNELS)
     spread = x.std((0, 1, 2))
     statistics = Statistics(CHANNELS, x.mean((0, 1, 2)), spread, np.ones(c))
-    observation = conservation_observation(columns, physics.DRY_AIR_MASS, 1e-6, statistics, 3)
+    known = {"dry_air_mass": physics.DRY_AIR_MASS}
+    observation = totals_observation(columns, departures(known, known, 3), known, {"dry_air_mass": 1e-6}, statistics)
     check(observation, x.shape, statistics.normalize(x.copy()))
-    assert observation.variance == pytest.approx(1e-12)
-    departure = observation.operator(jnp.asarray(statistics.normalize(x.copy())))
+    assert observation.variance["dry_air_mass"] == pytest.approx(1e-12)
+    departure = observation.operator(jnp.asarray(statistics.normalize(x.copy())))["dry_air_mass"]
     np.testing.assert_allclose(departure, total(x, columns) / physics.DRY_AIR_MASS - 1, atol=3e-7)
+
+
+def test_a_target_is_met_by_the_state_that_it_is_of(sample):
+    """Of several quantities at once, whatever their reference; frames have targets of their own."""
+    columns, x = sample
+    statistics = Statistics(CHANNELS, x.mean((0, 1, 2)), x.std((0, 1, 2)), np.ones(len(CHANNELS)))
+    targets = amounts(x, columns, ("dry_air_mass", "total_water"))
+    references = {name: 1.01 * float(values[0]) for name, values in targets.items()}
+    y, error = departures(targets, references, 3), dict.fromkeys(targets, 1e-6)
+    observation = totals_observation(columns, y, references, error, statistics)
+    found = observation.operator(jnp.asarray(statistics.normalize(x.copy())))
+    for name, values in found.items():
+        np.testing.assert_allclose(values, y[name], atol=1e-6 if name == "dry_air_mass" else 1e-5)
+        np.testing.assert_allclose(values[0], 1 / 1.01 - 1, rtol=2e-3)
 
 
 @pytest.mark.parametrize("target", [5.0e18, np.array([5.1e18, 5.2e18, 5.3e18])], ids=["one", "each"])
@@ -180,8 +201,10 @@ def test_bad_input(sample):
     with pytest.raises(ValueError, match="'momentum'"):
         total(x, columns, "momentum")
     with pytest.raises(ValueError, match="2 values, expected one or 3"):
-        conservation_observation(columns, np.array([5e18, 5e18]), 1e-6, statistics, 3)
-    with pytest.raises(ValueError, match=r"relative error .* got 0\.0"):
-        conservation_observation(columns, 5e18, 0.0, statistics, 3)
+        departures({"dry_air_mass": np.array([5e18, 5e18])}, {"dry_air_mass": 5e18}, 3)
+    with pytest.raises(ValueError, match="must be positive and finite, one or one a frame; got 0"):
+        departures({"dry_air_mass": 0.0}, {"dry_air_mass": 5e18}, 3)
+    with pytest.raises(ValueError, match=r"relative errors .* got .*0\.0"):
+        totals_observation(columns, {}, {}, {"dry_air_mass": 0.0}, statistics)
     with pytest.raises(ValueError, match=r"expected .t, h, w, c."):
         total(x[..., :-1], columns)

@@ -2,12 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
-from wind_jax.columns import Columns, total
+from wind_jax.columns import Columns
 from wind_jax.evaluation.baselines import persistence
-from wind_jax.observations.observation import chosen_variance, observe
-from wind_jax.observations.totals import conservation_operator
+from wind_jax.observations.totals import amounts, departures, totals_observation
 from wind_jax.problems.problem import Fields, Problem, Setting, archive_states, case_starts, told_nothing
 from wind_jax.tasks.forecast import lead_times, window_count
 
@@ -44,19 +41,15 @@ def _conserved(s: Setting, conserve: Mapping[str, float], initial: Callable[[int
     """Observation of the conserved quantities, and the values that each case is told: those of its initial frame."""
     if s.surface_geopotential is None:
         raise ValueError(f"Conservation needs geopotential_at_surface; {s.store.path} has none.")
-    if wrong := {name: error for name, error in conserve.items() if not (np.isfinite(error) and error > 0)}:
-        raise ValueError(f"The relative errors of conserved quantities must be positive, got {wrong}.")
     columns = Columns(s.prior.statistics.channels, s.prior.grid, s.surface_geopotential)
-    amounts = {name: [float(total(initial(case), columns, name)[0]) for case in range(s.cases)] for name in conserve}
-    # Operators are departures from one reference, in which float32 resolves 1e-8; each case has its own y.
-    operators = {name: conservation_operator(columns, amounts[name][0], name) for name in conserve}
-    variance = chosen_variance(s.variance, {name: float(error) ** 2 for name, error in conserve.items()})
+    targets = [amounts(initial(case), columns, conserve) for case in range(s.cases)]
+    references = {name: float(values[0]) for name, values in targets[0].items()}
 
     def observation(y):
-        return observe(lambda x: {name: f(x) for name, f in operators.items()}, y, variance, s.prior.statistics)
+        return totals_observation(columns, y, references, conserve, s.prior.statistics, s.variance)
 
     def told(case, window):
-        departure = {name: values[case] / values[0] - 1 for name, values in amounts.items()}
-        return {name: np.full(s.prior.frames, value, np.float32) for name, value in departure.items()}
+        return departures({name: values[0] for name, values in targets[case].items()}, references, s.prior.frames)
 
+    observation(told(0, 0))  # refuses what is wrong with the errors here
     return observation, told

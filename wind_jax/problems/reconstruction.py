@@ -15,7 +15,7 @@ from wind_jax.data.store import TIME_STEP
 from wind_jax.evaluation.baselines import about_climatology, gaussian_members, interpolation, refined, upsampled
 from wind_jax.evaluation.kriging import kriging
 from wind_jax.observations import gridded, twins
-from wind_jax.observations.observation import chosen_variance, observe
+from wind_jax.observations.operator import check_error, operator_observation
 from wind_jax.problems.problem import Problem, Seen, Setting, archive_states, case_starts
 from wind_jax.rollout import window_frames
 from wind_jax.sphere import Coarsening, coarsen, coarsening
@@ -223,16 +223,14 @@ def custom(s: Setting, operator: Callable, error) -> Problem:
     starts = case_starts(s, prior.frames)
     measure = operator(prior.statistics.channels, prior.grid)
     truth = lambda case: s.store.read(int(starts[case]), prior.frames)
-    if not all((np.isfinite(e) & (np.asarray(e) > 0)).all() for e in jax.tree.leaves(error)):
-        raise ValueError(f"The errors of the operator's values must be positive and finite, got {error}.")
-    variance = chosen_variance(s.variance, jax.tree.map(lambda e: np.float32(e) ** 2, error))
+    check_error(error)
     return Problem(
         starts=starts,
         context=0,
         overlap=0,
         windows=1,
         leads=TIME_STEP * np.arange(prior.frames),
-        observe=lambda y: observe(measure, y, variance, prior.statistics),
+        observe=lambda y: operator_observation(measure, y, error, prior.statistics, s.variance),
         told=lambda case, window: jax.tree.map(np.asarray, measure(jax.numpy.asarray(truth(case)))),
         seen=None,
         baseline=lambda case, lead: {},
