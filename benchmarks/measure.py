@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
 from wind_jax.data.normalize import Statistics
+from wind_jax.diffusion.reference import Spectrum
 from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
@@ -64,6 +65,11 @@ def random_prior(c: ConfigDict) -> Prior:
     chosen, model = architecture(c)
     height, width = c.data.grid
     one = np.ones(model.channels, np.float32)
+    spectrum = None
+    if c.diffusion.reference == "spectrum":
+        spectrum = Spectrum(
+            np.ones((width, height, height), np.float32), np.ones((width, height, one.size), np.float32)
+        )
     return Prior(
         params=jax.jit(lambda key: pure_params(nnx.state(UViT(model, rngs=nnx.Rngs(key)))))(jax.random.key(0)),
         config=model,
@@ -72,6 +78,7 @@ def random_prior(c: ConfigDict) -> Prior:
         frames=c.data.frames,
         schedule_name=c.diffusion.schedule,
         prediction=c.diffusion.prediction,
+        spectrum=spectrum,
     )
 
 
@@ -106,6 +113,13 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float | None:
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])
+
+
+def clocks(run: Callable[[], Any]) -> np.ndarray:
+    """Seconds by the clock, and of all cores together."""
+    began = np.array([time.perf_counter(), time.process_time()])
+    run()
+    return np.array([time.perf_counter(), time.process_time()]) - began
 
 
 def peak_memory() -> dict[str, int | None]:

@@ -93,6 +93,6 @@ def get_config() -> ConfigDict:
     c.keep_every = 0  # steps; checkpoints at its multiples are kept for good
     c.non_finite = "stop"  # or "skip": steps whose loss or gradient is not finite are left out and counted
     c.profile = False  # True: a trace of a few steps in workdir/profile
-    c.validate_every = 1000  # steps
+    c.validate_every = 2000  # steps
     c.validation = ConfigDict({"windows": 8, "members": 4, "context": 2, "sampler_steps": 24})
     return c
