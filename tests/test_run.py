@@ -176,12 +176,16 @@ def test_a_second_start_is_told_who_holds_the_folder(tmp_path):
     draw(tmp_path)
 
 
-def test_a_dead_holder_holds_nothing(tmp_path):
-    program = (
-        f"import os\nfrom wind_jax.run import claim\nwith claim({str(tmp_path)!r}, 'infer'): os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == -9
-    assert "process" in (tmp_path / ".lock").read_text()
+def test_another_process_holds_a_folder_until_it_is_killed(tmp_path):
+    program = f"from wind_jax.run import claim\nwith claim({str(tmp_path)!r}, 'infer'): print('held'), input()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"held by process {holder.pid} on "):
+            draw(tmp_path)
+        holder.kill()
+    assert f"process {holder.pid}" in (tmp_path / ".lock").read_text()
     draw(tmp_path)
     assert ".lock" not in names(tmp_path)
 

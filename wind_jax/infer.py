@@ -4,8 +4,8 @@
 
 When the run is complete its workdir holds:
 
-    config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
-    report.html (all of it to look through in a browser)  static.zarr
+    run.json  config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json
+    figures/*.png  report.html (all of it to look through in a browser)  static.zarr
     report.json (physical realism of truth and members; stations: what was rejected, verification; warming: the signal
     kept, the change of rain; TDS: the effective sample size)
 
@@ -60,8 +60,9 @@ def infer(c: ConfigDict) -> None:
         c: as of the files in `experiments/` that have a task.
 
     Raises:
-        ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn; or a chain
-            that diverged.
+        ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn, also that
+            another process runs there; or a chain that diverged.
+        OSError: the disk is full, or has lost what was drawn; the same command resumes.
     """
     say = printer()
     with run.claim(c.workdir, "infer", say) as workdir:
