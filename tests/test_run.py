@@ -262,7 +262,7 @@ def test_links_to_another_disk_are_followed_and_kept(tmp_path):
     """A finished run whose posterior and figures were moved and linked; and a folder that is a link."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    draw(tmp_path / "link", "old", made=("posterior.zarr/0", "figures/a.png"))
+    draw(tmp_path / "link", "old", made=("posterior.zarr/0", "figures/a.png", "scores.json"))
     folder = tmp_path / "real"
     for name in ("posterior.zarr", "figures"):
         (folder / name).rename(tmp_path / name)
@@ -498,3 +498,31 @@ def test_what_was_lost_is_drawn_again(small_forecast, tmp_path, monkeypatch, los
     infer.infer(c)
     assert len(drawn) - 100 == draws
     assert contents(tmp_path / "run") == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Resizes a file system of its own; its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = lambda *options: (
+        subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False).returncode
+    )
+    if mount("-t", "tmpfs", "-o", "size=160k", "tmpfs"):
+        pytest.skip("this user may not mount a file system")
+    yield folder, lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_a_run_that_resumes_when_there_is_room(small_forecast, tmp_path, small_disk):
+    disk, resize = small_disk
+    c = ConfigDict(json.loads(small_forecast.read_text()) | {"workdir": str(tmp_path / "whole")})
+    infer.infer(c)
+    c.workdir = str(disk / "run")
+    for size in ("160k", "200k", "240k"):
+        resize(size)
+        with pytest.raises(OSError, match=r"No space left on device|Cannot write .*begun\.json"):
+            infer.infer(c)
+    resize("10m")
+    infer.infer(c)
+    assert contents(disk / "run") == contents(tmp_path / "whole")
