@@ -210,7 +210,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        # Cells first, then channels of a group: fields with an axis of groups take XLA's CPU backend three times as long.
+        # Cells first, then channels of a group: fields with an axis of groups take XLA three times as long on CPU.
         def mean(x: jax.Array) -> jax.Array:
             """Of each frame and group, for every channel of it."""
             groups = x.mean(axis=(2, 3), keepdims=True).reshape(*x.shape[:2], 1, 1, GROUPS, -1)
