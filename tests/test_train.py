@@ -431,9 +431,5 @@ def test_a_second_training_in_one_workdir_ends_at_once(archive, tmp_path):
     with claim(c.workdir, "train"), pytest.raises(ValueError, match="held by process"):
         train(c)
     assert not (tmp_path / "run").exists()
-<<<<<<< HEAD
-    with pytest.raises(ValueError, match=r"'http://host/run'; wind_jax\.train takes"):
-=======
     with pytest.raises(ValueError, match=r"'http://host/run'.* takes a path"):
->>>>>>> run
         train(config(archive, "http://host/run"))
