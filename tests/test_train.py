@@ -353,7 +353,7 @@ def test_training_begins_from_the_parameters_of_a_prior(archive, finished, tmp_p
     assert f"begins from the parameters of {path}" in capsys.readouterr().out
     begun, ended = load_prior(path), load_prior(tmp_path / "prior.npz")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), begun.params, ended.params)
-    with pytest.raises(ValueError, match="config.init is a prior of the architecture"):
+    with pytest.raises(ValueError, match=r"config\.init is a prior of the architecture"):
         train(config(archive, tmp_path / "deeper", init=path, **{"model.depth": 2}))
 
 
