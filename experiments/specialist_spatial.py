@@ -14,6 +14,5 @@ from experiments import speedy
 def get_config() -> ConfigDict:
     c = speedy.get_config()
     c.workdir = "runs/specialist_spatial"
-    c.diffusion.reference = "white"  # there is no noise to filter
     c.specialist = ConfigDict({"name": "spatial_downscaling", "factor": 4})  # as experiments/spatial_downscaling.py
     return c

@@ -14,7 +14,6 @@ from experiments import speedy
 def get_config() -> ConfigDict:
     c = speedy.get_config()
     c.workdir = "runs/specialist_temporal"
-    c.diffusion.reference = "white"  # there is no noise to filter
     c.specialist = ConfigDict(
         {"name": "temporal_downscaling", "mean_over": 5}
     )  # as experiments/temporal_downscaling.py

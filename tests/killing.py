@@ -62,9 +62,7 @@ def main(config: str, folder: str, kills: str, seed: str) -> None:
     seconds, left = time.monotonic() - began, int(kills)
     for number in itertools.count():
         workdir = Path(folder, f"killed-{number}")
-        # Half of a run is reading and compiling: every second kill comes later.
-        moment = lambda: chance.uniform(left % 2 * seconds / 2, seconds) if left else 600
-        while not ended(process := begin(settings, workdir), moment()):
+        while not ended(process := begin(settings, workdir), chance.uniform(0, seconds) if left else 600):
             assert left, "a run took 600 s"
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
