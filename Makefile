@@ -64,7 +64,7 @@ forecast: venv ## an ensemble forecast, by the packaged prior
 	@ls runs/forecast/report.html
 
 skill: venv ## the tables of docs/skill.md and README.md, from every task
-	$(PY) -m experiments.skill
+	$(PY) -m studies.skill
 
 bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and loading; CONFIG=experiments/... ARGS="--config.mesh.data=-1 ..."
 	$(PY) benchmarks/train_step.py --config $(CONFIG) $(ARGS)
