@@ -253,27 +253,30 @@ def test_values_of_files_become_those_of_the_defaults(write):
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "named"),
+    ("body", "named"),
     [
-        ("return ConfigDict({'figurs': True})", "inference", "'figurs'.*such as figures"),
-        ("return ConfigDict({'sampler': {'stepz': 3}})", "inference", "'sampler.stepz'.*such as sampler.steps"),
-        ("return ConfigDict({'sampler': 3})", "inference", "config.sampler is 3, expected a group"),
-        ("return ConfigDict({'task': None})", "inference", "config.task is None, expected a group"),
-        ("return ConfigDict({'task': {'name': None}})", "inference", "task.name is 'None', expected one of .*sparse_obs"),
-        ("return ConfigDict({'task': {'name': 'forecast', 'fraction': 0.1}})", "inference", "'task.fraction'"),
-        ("return ConfigDict({'task': {'name': 'custom', 'error': 1.0}})", "inference", "operator is None.* function"),
-        ("return ConfigDict({'members': None})", "inference", "config.members is None, expected a whole number, 2"),
-        ("return None", "inference", "returned NoneType, expected an ml_collections.ConfigDict"),
-        ("return {}", "inference", "returned dict, expected an ml_collections.ConfigDict"),
-        ("return ConfigDict()['x']", "inference", r"own\.py', line 4 failed with KeyError"),
-        ("return 1 +", "inference", r"own\.py'.* failed with SyntaxError.*line 4"),
-        ("\0", "inference", r"own\.py'.* failed with (Syntax|Value)Error: source code"),
-        ("pass\n   pass", "inference", r"own\.py'.* failed with IndentationError"),
+        ("return ConfigDict({'figurs': True})", "'figurs'.*such as figures"),
+        ("return ConfigDict({'sampler': {'stepz': 3}})", "'sampler.stepz'.*such as sampler.steps"),
+        ("return ConfigDict({'sampler': 3})", "config.sampler is 3, expected a group"),
+        ("return ConfigDict({'task': None})", "config.task is None, expected a group"),
+        (
+            "return ConfigDict({'task': {'name': None}})",
+            "task.name is 'None', expected one of .*sparse_obs",
+        ),
+        ("return ConfigDict({'task': {'name': 'forecast', 'fraction': 0.1}})", "'task.fraction'"),
+        ("return ConfigDict({'task': {'name': 'custom', 'error': 1.0}})", "operator is None.* function"),
+        ("return ConfigDict({'members': None})", "config.members is None, expected a whole number, 2"),
+        ("return None", "returned NoneType, expected an ml_collections.ConfigDict"),
+        ("return {}", "returned dict, expected an ml_collections.ConfigDict"),
+        ("return ConfigDict()['x']", r"own\.py', line 4 failed with KeyError"),
+        ("return 1 +", r"own\.py'.* failed with SyntaxError.*line 4"),
+        ("\0", r"own\.py'.* failed with (Syntax|Value)Error: source code"),
+        ("pass\n   pass", r"own\.py'.* failed with IndentationError"),
     ],
 )
-def test_bad_files(write, body, kind, named):
+def test_bad_files(write, body, named):
     with pytest.raises(ValueError, match=named):
-        config.read(write(body), kind)
+        config.read(write(body), "inference")
 
 
 def test_the_wrong_kind_is_named():

@@ -182,7 +182,7 @@ def usage(kind: str | None, switches: Sequence[str] = ()) -> str:
     )
 
 
-def _kind(config: Mapping[str, Any]) -> str:
+def _kind(config: ConfigDict) -> str:
     """The kind whose keys a configuration has."""
     return max(KINDS, key=lambda kind: len(set(config) & set(every_default(kind))))
 
