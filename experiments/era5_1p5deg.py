@@ -3,9 +3,8 @@
     python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
     launch/tpu.sh ... --config experiments/era5_1p5deg.py
 
-Differs from `speedy.py` by data and size, and by what size asks for: memory (bfloat16, remat), mesh, step count with
-its learning rate and warm-up, intervals; `embedding` is that of the published network. The paper's
-4 heads are 256 and 512 wide, more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
+The defaults are for this size; what it adds is data, mesh and bfloat16. The paper's 4 heads are 256 and 512 wide,
+more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
 Straight from the bucket one process reads the period twice before the first step, for climatology and statistics.
 Prepare the training years by themselves (docs/data.md), which has many workers take them, or give `data.statistics`.
 Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.

@@ -171,9 +171,7 @@ def test_bad_arguments(path, arguments, named):
 
 
 INFERENCE = [
-    *((key, "None") for key in flat(config.read("forecast", "inference").to_dict())
-      if key not in ("guidance.dps.scale", "workdir", "prior", "sampler.name", "guidance.method", "guidance.variance")
-      and not key.startswith("data.") and not key.endswith(".solver")),
+    *((key, "None") for key in flat(defaults.inference().to_dict()) if key != "guidance.dps.scale"),
     ("workdir", ""), ("workdir", "a\0b"), ("seed", "-1"), ("seed", "99999999999999999999"), ("prior", ""),
     ("data.path", ""), ("data.path", "a\0b"), ("data.period", "('2001',)"), ("data.period", "('a', 'b')"),
     ("data.missing_static", "none"), ("task.name", "nowcast"), ("task.leads", "true"), ("task.leads", "0"),
@@ -185,12 +183,13 @@ INFERENCE = [
     ("guidance.tds.threshold", "2"), ("globe", "('a','b')"), ("globe", "(50.0,)"), ("figures", "0"),
 ]  # fmt: skip
 TRAINING = [
+    *((key, "None") for key in flat(defaults.training().to_dict())),
     ("workdir", ""), ("seed", "-1"), ("seed", str(2**32)), ("batch_size", "0"), ("batch_size", "-2"),
-    ("batch_size", "None"), ("optimizer.learning_rate", "-1"), ("optimizer.learning_rate", "None"),
+    ("optimizer.learning_rate", "-1"),
     ("optimizer.clip", "0"), ("optimizer.warmup", "-1"), ("optimizer.steps", "0"), ("ema", "2"), ("ema", "-1"),
     ("ema", "1"), ("ema", "0"), ("data.workers", "-1"), ("data.grid", "(8,)"), ("data.frames", "1"),
     ("data.levels", "('500',)"), ("data.levels", "500"), ("data.variables", "temperature"), ("data.path", ""),
-    ("data.validation_path", ""), ("model.widths", "(32, 1.5)"), ("mesh.data", "None"), ("non_finite", "ignore"),
+    ("data.validation_path", ""), ("model.widths", "(32, 1.5)"), ("non_finite", "ignore"),
     ("log_every", "0"), ("keep_every", "-3"), ("keep_checkpoints", "0"), ("validate_every", "0"),
     ("checkpoint_every", "-1"), ("validation.members", "1"), ("validation.windows", "0"),
     ("diffusion.schedule", "linear"), ("diffusion.prediction", "noise"), ("diffusion.reference", "pink"),
@@ -201,10 +200,8 @@ TRAINING = [
 
 @pytest.mark.parametrize(("key", "text"), INFERENCE)
 def test_bad_values_of_inference(key, text):
-    shown = repr(text) if isinstance(flat(defaults.inference().to_dict()).get(key), str) else ""
-    with pytest.raises(ValueError, match=rf"^config\.{key} is .*expected ") as error:
+    with pytest.raises(ValueError, match=rf"^config\.{key} is .*expected "):
         config.read("forecast", "inference", [(key, text)])
-    assert shown in str(error.value)
 
 
 @pytest.mark.parametrize(("key", "text"), TRAINING)
@@ -219,7 +216,8 @@ TASKS = [
     ("reanalysis", "windows", "0"), ("reanalysis", "overlap", "-1"), ("spatial_downscaling", "factor", "1"),
     ("temporal_downscaling", "mean_over", "1"), ("stations", "truth", "none at all"), ("stations", "count", "0"),
     ("stations", "withheld", "1"), ("stations", "error_scale", "0"), ("stations", "background_members", "1"),
-    ("warming", "latitude", "(30.0, -30.0)"), ("warming", "kelvin", "'warm'"), ("warming", "kelvin", "None"),
+    ("warming", "latitude", "(30.0, -30.0)"), ("warming", "kelvin", "'warm'"),
+    ("warming", "kelvin", "None"),
 ]  # fmt: skip
 
 

@@ -255,7 +255,7 @@ def _override(default: Mapping[str, Any], values: dict[str, Any], key: str, text
     if not isinstance(node, dict) or (_is_group(fixed) and name not in fixed):
         raise _unknown(key, flat(values))
     old = fixed[name] if _is_group(fixed) else None
-    value = text if isinstance(old, str) else _literal(text)
+    value = text if isinstance(old, str) and text != "None" else _literal(text)
     node[name] = _merge(node[name], value, f"{key}.") if _is_group(old) else value
 
 
