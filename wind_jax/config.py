@@ -203,7 +203,8 @@ def _run(path: str) -> ConfigDict:
     except Exception as error:  # of the user's code: any
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         where = f", line {lines[-1]}" if lines else ""
-        raise ValueError(f"The experiment file {path!r}{where} failed with {type(error).__name__}: {error}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"The experiment file {path!r}{where} failed with {said}") from error
     if not hasattr(module, "get_config"):
         raise ValueError(f"The experiment file {path!r} defines no get_config().")
     if not isinstance(config, ConfigDict):
