@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
 from wind_jax.data.normalize import Statistics
+from wind_jax.diffusion.reference import Spectrum
 from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
@@ -61,6 +62,11 @@ def random_prior(c: ConfigDict) -> Prior:
     chosen, model = architecture(c)
     height, width = c.data.grid
     one = np.ones(model.channels, np.float32)
+    spectrum = None
+    if c.diffusion.reference == "spectrum":
+        spectrum = Spectrum(
+            np.ones((width, height, height), np.float32), np.ones((width, height, one.size), np.float32)
+        )
     return Prior(
         params=jax.jit(lambda key: pure_params(nnx.state(UViT(model, rngs=nnx.Rngs(key)))))(jax.random.key(0)),
         config=model,
@@ -69,6 +75,7 @@ def random_prior(c: ConfigDict) -> Prior:
         frames=c.data.frames,
         schedule_name=c.diffusion.schedule,
         prediction=c.diffusion.prediction,
+        spectrum=spectrum,
     )
 
 

@@ -28,7 +28,7 @@ key = jax.random.key(0)
 grid = time_grid(options.steps)
 x_init = initial(member_keys(key, options.members), prior.shape, grid[0], prior.schedule)
 x_init = jax.device_put(x_init, batch_sharding(mesh))
-forcings = jax.random.normal(key, (*prior.shape[:-1], prior.config.forcings), jnp.float32)
+forcings = jax.random.normal(key, prior.inputs_shape, jnp.float32)
 cells = draw_cells(key, prior.shape, prior.statistics.channels, fraction=0.05)
 y = measure(np.zeros(prior.shape, np.float32), cells, one, key)
 

@@ -12,18 +12,18 @@ between settings.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from measure import arguments, compiled, median_seconds, peak_memory, report, share_of_peak
+from measure import arguments, compiled, median_seconds, peak_memory, random_prior, report, share_of_peak
 
 from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.model.flops import matmul_flops
 from wind_jax.prior import apply, graph
-from wind_jax.train import architecture
 from wind_jax.training.mesh import batch_sharding, check_batch, make_mesh, process_rows, put_batch
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
 
 options, c = arguments(__doc__, least_repeats=0, repeats=5)
-(_, model), mesh = architecture(c), make_mesh(**c.mesh.to_dict())
+prior, mesh = random_prior(c), make_mesh(**c.mesh.to_dict())
+model = prior.config
 check_batch(mesh, c.batch_size, model.longitude)
 graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
 optimizer = make_optimizer(**c.optimizer.to_dict())
@@ -34,19 +34,22 @@ objective = Objective(c.diffusion.prediction, settings["weighting"], patterns, t
 
 
 def loss(params, batch, key):
-    network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
-    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, objective)
+    def network(x_t, t, *estimate):
+        return apply(graphdef, params, x_t, t, jnp.concatenate([batch["inputs"], *estimate], axis=-1))
+
+    return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, objective, prior.reference)
 
 
 window = (c.batch_size, c.data.frames, model.latitude, model.longitude)
 shapes = {
     name: jax.ShapeDtypeStruct((*window, size), jnp.float32, sharding=batch_sharding(mesh))
-    for name, size in {"x": model.channels, "inputs": model.forcings}.items()
+    for name, size in {"x": model.channels, "inputs": prior.inputs_shape[-1]}.items()
 }
 abstract, shardings = abstract_state(model, optimizer), state_sharding(model, optimizer, mesh)
 times = jax.ShapeDtypeStruct(window[:2], jnp.float32)
 forward = lambda params, x, t, forcings: apply(graphdef, params, x, t, forcings)
-model_flop = 3 * matmul_flops(forward, abstract.params, shapes["x"], times, shapes["inputs"])
+forcings = shapes["inputs"].update(shape=(*window, model.forcings))
+model_flop = 3 * matmul_flops(forward, abstract.params, shapes["x"], times, forcings)
 with jax.set_mesh(mesh):
     step = make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     placed = jax.tree.map(lambda a, sharding: a.update(sharding=sharding), abstract, shardings)

@@ -53,6 +53,6 @@ def get_config() -> ConfigDict:
 
     c.log_every = 50
     c.checkpoint_every = 500
-    c.validate_every = 1000
+    c.validate_every = 2000
     c.validation.windows = 8
     return c

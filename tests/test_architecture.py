@@ -98,9 +98,8 @@ def test_packages_import_none_of_their_modules():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_size_and_names(module):
+def test_names(module):
     source = (PACKAGE / module).read_text()
-    assert len(source.splitlines()) <= 400, f"{module} has more than 400 lines"
     assert Path(module).name not in {"utils.py", "helpers.py", "misc.py", "common.py"}
     assert re.findall(r"^\s*class (\w+V\d+)\b", source, re.MULTILINE) == []
 

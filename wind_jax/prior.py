@@ -74,6 +74,12 @@ class Prior:
         """Shape (t, h, w, c) of one window."""
         return (self.frames, *self.grid.shape, self.config.channels)
 
+    @property
+    def inputs_shape(self) -> tuple[int, int, int, int]:
+        """Shape (t, h, w, f) of the `inputs` of one window."""
+        estimate = 0 if self.spectrum is None else self.config.channels  # the denoiser adds it
+        return (*self.shape[:-1], self.config.forcings - estimate)
+
     def inputs(self, static: Float[np.ndarray, "h w 6"], times: np.ndarray) -> Float[np.ndarray, "t h w f"]:
         """What the network is told at some times: the 10 forcings, then the climatology in model units, if any.
 
@@ -107,9 +113,9 @@ class Prior:
         """
         graphdef = graph(self.config)
 
-        def network(x_t, t):
-            told = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
-            return apply(graphdef, self.params, x_t, t, told)
+        def network(x_t, t, *estimate):
+            whole = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
+            return apply(graphdef, self.params, x_t, t, jnp.concatenate([whole, *estimate], axis=-1))
 
         denoiser = make_denoiser(network, self.schedule, self.prediction, self.reference)
         return denoiser if self.climatology is None else about(self.mean(inputs), denoiser, self.schedule)

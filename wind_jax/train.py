@@ -31,7 +31,7 @@ from wind_jax.data.forcings import FORCING_NAMES, static_forcings
 from wind_jax.data.store import open_store
 from wind_jax.data.windows import LEAST_THREADS, window_starts, windows
 from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss, loss_weights
-from wind_jax.diffusion.reference import WHITE
+from wind_jax.diffusion.reference import WHITE, Spectrum
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.files import join, write_bytes
 from wind_jax.model.flops import matmul_flops
@@ -137,7 +137,9 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
 
     def make_loss(weights, reference, guess=None):
         def loss(params, batch, key):
-            network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
+            def network(x_t, t, *estimate):
+                return apply(graphdef, params, x_t, t, jnp.concatenate([batch["inputs"], *estimate], axis=-1))
+
             x, mean = batch["x"], batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else 0.0
             if guess:
                 return specialist_loss(estimate(network, jax.vmap(guess)(x), mean), x, weights)
@@ -148,15 +150,20 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     make_step = lambda loss: make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
-    inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings), jnp.float32)
+    filtered = c.diffusion.reference == "spectrum"  # the network then has the filter's estimate as an input, too
+    inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings - filtered * len(chosen)), jnp.float32)
+    forcings = inputs.update(shape=(*x.shape[:-1], model.forcings))
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
     task = c.specialist or None  # what is trained is a prior, unless the config names one task
-    loss = make_loss(jnp.ones((height, 1, len(chosen)), jnp.float32), WHITE, (lambda x: x) if task else None)
+    reference = WHITE
+    if filtered:
+        reference = Spectrum(jnp.zeros((width, height, height)), jnp.ones((width, height, len(chosen))))
+    loss = make_loss(jnp.ones((height, 1, len(chosen)), jnp.float32), reference, (lambda x: x) if task else None)
     step_before_data = make_step(loss)
     # What is wrong with model or diffusion shows here, before any data are read.
     jax.eval_shape(step_before_data, abstract, {"x": x, "inputs": inputs})
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
-    forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, inputs)
+    forward = matmul_flops(lambda *args: apply(graphdef, *args), abstract.params, x, t, forcings)
     step_flops = 3 * forward  # a backward pass costs two forward ones; recomputation is not counted
     say(f"mesh {dict(mesh.shape)} of {mesh.devices.flat[0].device_kind}")
     say(f"{parameters / 1e6:.1f} M parameters, {step_flops / 1e12:.3g} TFLOP a step of batch {c.batch_size}")
@@ -208,7 +215,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     period = tuple(c.data.period) or None
     statistics, climatology = run_statistics(c.workdir, climate, period, c.data.climatology, c.data.statistics)
     spectrum = None
-    if c.diffusion.reference == "spectrum":
+    if filtered:
         spectrum = run_spectrum(c.workdir, store, period, statistics, climatology)
     prediction = f"{task.name} alone" if task else c.diffusion.prediction  # `Prior.denoiser` refuses a specialist
     prior = Prior(
@@ -403,7 +410,7 @@ def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
         channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES) + (len(chosen) if c.data.climatology else 0),
+        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + (c.diffusion.reference == "spectrum")),
         **c.model.to_dict(),
     )
 

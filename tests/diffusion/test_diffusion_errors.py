@@ -9,7 +9,7 @@ import pytest
 
 from wind_jax.diffusion.denoiser import make_denoiser
 from wind_jax.diffusion.guidance import guide
-from wind_jax.diffusion.loss import Patterns, draw_times, loss_weights
+from wind_jax.diffusion.loss import Objective, Patterns, Times, draw_times, loss_weights
 from wind_jax.diffusion.samplers import ddim, initial, member_keys, sample
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.diffusion.solve import SOLVERS
@@ -32,13 +32,16 @@ CASES = {
     "give frames": lambda: time_grid(4, known=(0,)),
     r"\[5\] lie outside a video of 3": lambda: time_grid(4, frames=3, known=(0, 5)),
     "prediction 'x1'": lambda: make_denoiser(identity, rectified(), "x1"),
-    "independent=0.5": lambda: draw_times(KEY, 2, 3, Patterns(0.5, 0.0, 0.0)),
-    "frames=1": lambda: draw_times(KEY, 2, 1, Patterns(0.0, 0.0, 1.0)),
-    "rain": lambda: loss_weights(np.ones(2), CHANNELS, STATISTICS, {"rain": 1.0}),
+    "independent=0.5": lambda: draw_times(KEY, 2, 3, Objective(patterns=Patterns(0.5, 0.0, 0.0))),
+    "frames=1": lambda: draw_times(KEY, 2, 1, Objective(patterns=Patterns(0.0, 0.0, 1.0))),
+    "rain": lambda: loss_weights(np.ones(2), CHANNELS, STATISTICS, "paper", {"rain": 1.0}),
     "got 1.5": lambda: ddim(1.5),
     "eta=0.5 draws": lambda: sample(identity, X, time_grid(2), rectified(), ddim(0.5)),
     r"got \(3, 2\)": lambda: sample(identity, X, time_grid(2, frames=2), rectified()),
     r"from 0.0 to 1.0": lambda: sample(identity, X, np.array([0.0, 1.0]), rectified()),
+    "weighting 'snr'": lambda: Objective(weighting="snr").check(3),
+    '"logit_normal" with a positive spread': lambda: Objective(times=Times("logit_normal", 0.0, 0.0)).check(3),
+    "channel weights 'equal'": lambda: loss_weights(np.ones(2), CHANNELS, STATISTICS, "equal"),
     "give known": lambda: initial(member_keys(KEY, 2), X.shape[1:], np.array([0.0, 0.9, 0.9]), rectified()),
     "'dpm'": lambda: guide(identity, OBSERVATION, rectified(), "dpm"),
     r"\['scale'\]": lambda: guide(identity, OBSERVATION, rectified(), "mmps", scale=1.0),

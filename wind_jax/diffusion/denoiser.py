@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from wind_jax.diffusion.reference import WHITE, Reference
+from wind_jax.diffusion.reference import WHITE, Reference, Spectrum
 from wind_jax.diffusion.schedule import Schedule
 
 Denoiser = Callable[[Array, Array], Array]
@@ -52,7 +52,7 @@ def about(mean: ArrayLike, denoiser: Denoiser, schedule: Schedule) -> Denoiser:
 
 
 def make_denoiser(
-    network: Callable[[Array, Array], Array],
+    network: Callable[..., Array],
     schedule: Schedule,
     prediction: str = "x0",
     reference: Reference = WHITE,
@@ -60,7 +60,8 @@ def make_denoiser(
     """Reads a network's output as E[x | x_t].
 
     Args:
-        network: `(x_t, t) -> out`; sees t as `(b, frame)` for videos, `(b,)` for vectors.
+        network: `(x_t, t) -> out`; sees t as `(b, frame)` for videos, `(b,)` for vectors. With a `Spectrum` as the
+            reference it is `(x_t, t, estimate) -> out`: the filtered field is an input of its own.
         schedule: The noise schedule that the network was trained with.
         prediction: What `out` is, with x_t = alpha x + sigma z: "x0", "v" = alpha z - sigma x (arXiv 2202.00512),
             "epsilon" = z, or "preconditioned", what is left of x by the reference's estimate, in units of its error.
@@ -74,15 +75,16 @@ def make_denoiser(
 
     def denoise(x_t, t):
         t = broadcast_time(t, x_t)
+        alpha, sigma = schedule.alpha(expand_like(t, x_t)), schedule.sigma(expand_like(t, x_t))
+        if prediction == "preconditioned":
+            estimate = reference.estimate(x_t, alpha, sigma)
+            out = network(x_t, t, estimate) if isinstance(reference, Spectrum) else network(x_t, t)
+            return estimate + reference.error(alpha, sigma) * out
         out = network(x_t, t)
-        t = expand_like(t, x_t)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
         if prediction == "x0":
             return out
         if prediction == "v":
             return (alpha * x_t - sigma * out) / (alpha**2 + sigma**2)
-        if prediction == "epsilon":
-            return (x_t - sigma * out) / alpha
-        return reference.estimate(x_t, alpha, sigma) + reference.error(alpha, sigma) * out
+        return (x_t - sigma * out) / alpha
 
     return denoise

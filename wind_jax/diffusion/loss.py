@@ -165,7 +165,7 @@ def loss_weights(
 
 
 def diffusion_forcing_loss(
-    network: Callable[[Array, Array], Array],
+    network: Callable[..., Array],
     x: Float[Array, "b t h w c"],
     key: Key[Array, ""],
     schedule: Schedule,
@@ -178,7 +178,7 @@ def diffusion_forcing_loss(
     Clean frames (t = 0) enter as they are and count for nothing.
 
     Args:
-        network: `(x_t, t (b, t)) -> out`, float32 or bfloat16.
+        network: As of `make_denoiser`; float32 or bfloat16.
         x: Clean windows in model units.
         key: Draws times and noise.
         schedule: Noise schedule.

@@ -111,7 +111,7 @@ def fit_spectrum(x: Float[np.ndarray, "n h w c"]) -> Spectrum:
     samples, h, w, c = x.shape
     if samples < 2:
         raise ValueError(f"a spectrum needs two states or more, got {samples}")
-    waves = np.einsum("jw,nhwc->jnhc", fourier_basis(w), x, optimize=True)
+    waves = np.einsum("jw,nhwc->jnhc", fourier_basis(w).astype(x.dtype), x, optimize=True)
     profiles, variance = np.empty((w, h, h), np.float32), np.empty((w, h, c), np.float32)
     for wavenumber in range(w // 2 + 1):
         functions = np.arange(w)[(np.arange(w) + 1) // 2 == wavenumber]  # its cosine and its sine

@@ -16,7 +16,7 @@ from wind_jax.progress import track
 from wind_jax.training.processes import differences, on_first
 
 SPECTRUM = "spectrum.npz"
-_SPECTRUM_STATES, _SPECTRUM_BYTES = 2000, 2**30  # of the sample; a hundred states have tens of thousands of profiles
+_SPECTRUM_STATES, _SPECTRUM_BYTES = 2000, 2**29  # of the sample; a hundred states have tens of thousands of profiles
 
 
 def run_statistics(

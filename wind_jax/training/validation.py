@@ -1,6 +1,7 @@
 """What training is watched by: noise left at fixed levels, CRPS of short forecasts, spectra of free samples."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,8 +89,8 @@ def make_validation(
 
     def power(anomaly: jax.Array) -> jax.Array:
         """(w // 2 + 1, c): zonal spectra, mean over rows by area and over all leading axes."""
-        spectrum = zonal_spectrum(anomaly, axis=-2) * jnp.asarray(area)[:, :, None]
-        return spectrum.mean(tuple(range(spectrum.ndim - 2)))
+        spectrum = zonal_spectrum(anomaly, axis=-2)
+        return jnp.einsum("...hmc,h->mc", spectrum, jnp.asarray(area[:, 0])) / math.prod(spectrum.shape[:-2])
 
     @jax.jit
     def validate(params, batch, key):
