@@ -15,11 +15,13 @@ WIDTH, MEANINGS_FROM = 120, 44  # columns
 def keys(kind: str) -> str:
     """The keys of "inference" or "training", a line or more each; those of a task under its name."""
     function = getattr(defaults, kind)
-    lines = _lines(function().to_dict(), function)
-    if kind == "inference":
-        for task in defaults.TASKS.values():
-            lines += ["", f"with task.name = {task.__name__!r}: {inspect.getdoc(task)}"]
-            lines += _lines({"task": task().to_dict()}, task)
+    tree = function().to_dict()
+    if kind == "training":
+        return "\n".join(_lines(tree, function))
+    tree["task"] = {"name": tree["task"]["name"]}  # the rest of it depends on the task
+    lines = _lines(tree, function)
+    for name, task in defaults.TASKS.items():
+        lines += ["", f"with task.name = {name!r}: {inspect.getdoc(task)}", *_lines({"task": task().to_dict()}, task)]
     return "\n".join(lines)
 
 
@@ -37,17 +39,16 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _lines(tree: Mapping[str, Any], function: Callable) -> list[str]:
-    """Lines of the keys of a tree in the order in which a function sets them."""
-    order = list(own_comments := _comments(function))
-    comments = _comments(defaults.mesh) | _comments(defaults.sparse_obs) | own_comments
-    own = {key: value for key, value in flat(tree).items() if function in defaults.TASKS.values() or _is_common(key)}
+    """Lines of the keys of a tree, in the order in which a function sets them."""
+    values, own = flat(tree), _comments(function)
+    comments = _comments(defaults.mesh) | _comments(defaults.sparse_obs) | own
     lines = []
-    for key in sorted(own, key=lambda key: _place(key, order)):
+    for key in sorted(values, key=lambda key: _place(key, list(own))):
         group, _, name = key.rpartition(".")
-        meaning = comments.get(key) or _arguments(defaults.OPTIONS.get(group)).get(name, "")
+        meaning = comments.get(key) or _arguments(defaults.OPTIONS.get(group)).get(name, "").rstrip(".")
         if expected := defaults.rule(key).expected:
-            meaning = f"{meaning.rstrip('.')} [{expected}]"
-        head, parts = f"  {key} = {own[key]!r}", textwrap.wrap(meaning, WIDTH - MEANINGS_FROM)
+            meaning += f" [{expected}]"
+        head, parts = f"  {key} = {values[key]!r}", textwrap.wrap(meaning, WIDTH - MEANINGS_FROM)
         if len(head) > MEANINGS_FROM - 2:
             lines.append(head)
             head = ""
@@ -55,16 +56,14 @@ def _lines(tree: Mapping[str, Any], function: Callable) -> list[str]:
     return lines
 
 
-def _is_common(key: str) -> bool:
-    """Whether a key is not one of a single task."""
-    return not key.startswith("task.") or key == "task.name"
-
-
 def _place(key: str, order: list[str]) -> int:
-    """Where a function sets a key, or the group that it is in."""
-    while key not in order and "." in key:
+    """Where a function sets a key. One that it sets with the whole group comes after those that it sets by name."""
+    while key:
+        places = [i for i, other in enumerate(order) if other == key or other.startswith(f"{key}.")]
+        if places:
+            return max(places)
         key = key.rpartition(".")[0]
-    return order.index(key) if key in order else len(order)
+    return len(order)
 
 
 def _comments(function: Callable) -> dict[str, str]:
