@@ -297,11 +297,11 @@ def _typed(default: Any, value: Any, rule: Rule) -> Any:
     Raises:
         TypeError, ValueError, OverflowError: there is none such.
     """
-    if default is None or (value is None and rule.none):
-        return value
+    kind, is_number = type(default), not isinstance(value, bool)
+    if kind not in (*NOUNS, str) or (value is None and rule.none):
+        return value  # of a default that is None, or a function
     if isinstance(value, Mapping) and rule.tree:
         return {str(name): _typed(default, leaf, rule) for name, leaf in value.items()}
-    kind, is_number = type(default), not isinstance(value, bool)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and isinstance(value, numbers.Integral) and is_number:
