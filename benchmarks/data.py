@@ -23,14 +23,13 @@ import functools
 import itertools
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import tensorstore as ts
 import xarray
-from measure import report
+from measure import clocks, report
 
 from wind_jax.channels import channels
 from wind_jax.data.forcings import forcings
@@ -95,13 +94,6 @@ def raw(array: ts.TensorStore, starts: np.ndarray) -> list[ts.Future]:
 def into(array: ts.TensorStore, states: np.ndarray, starts: np.ndarray) -> list[ts.WriteFutures]:
     spans = [ts.d[0][start : start + options.frames].translate_to[0] for start in starts.tolist()]
     return [ts.array(window).write(array[span]) for window, span in zip(states, spans)]
-
-
-def clocks(run: Callable[[], None]) -> np.ndarray:
-    """Seconds by the clock, and of all cores together."""
-    began = np.array([time.perf_counter(), time.process_time()])
-    run()
-    return np.array([time.perf_counter(), time.process_time()]) - began
 
 
 with tempfile.TemporaryDirectory(prefix="wind_jax-bench-") as folder:

@@ -112,6 +112,13 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float | None:
     return statistics.median(seconds[1:])
 
 
+def clocks(run: Callable[[], Any]) -> np.ndarray:
+    """Seconds by the clock, and of all cores together."""
+    began = np.array([time.perf_counter(), time.process_time()])
+    run()
+    return np.array([time.perf_counter(), time.process_time()]) - began
+
+
 def peak_memory() -> dict[str, int | None]:
     """Peak bytes of this process on the host and on its first device, None where that does not tell."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -27,6 +27,7 @@ from wind_jax.evaluation import plots, scores
 from wind_jax.evaluation.figures import HEADLINE
 from wind_jax.infer import infer
 from wind_jax.prior import load_prior
+from wind_jax.run import set_aside
 
 # Name of a run -> its experiment and what it changes there.
 RUNS = {
@@ -86,6 +87,7 @@ def run(name: str, workdir: str) -> Path:
     c = configuration.load(["--config", experiment, *arguments], "inference")[0]
     made_by = folder.with_suffix(".program")  # a run of older code may have other numbers
     if not (complete(folder, c) and made_by.exists() and made_by.read_text() == program()):
+        set_aside(str(folder))
         infer(c)
         made_by.write_text(program())
     return folder

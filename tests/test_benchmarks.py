@@ -12,11 +12,24 @@ SMALL = {
 }  # fmt: skip
 
 
+def run(script, *options):
+    line = [sys.executable, f"benchmarks/{script}.py", "--repeats", "1", *options]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "timed"), [("train_step", "seconds"), ("sample", "seconds"), ("guidance", "mmps")])
 def test_a_benchmark_prints_one_json_object(script, timed):
     options = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    line = [sys.executable, f"benchmarks/{script}.py", "--config", "experiments/speedy.py", "--repeats", "1", *options]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, done.stderr
-    assert timed in json.dumps(json.loads(done.stdout))
+    assert timed in json.dumps(run(script, "--config", "experiments/speedy.py", *options))
+
+
+@pytest.mark.slow
+def test_the_network_agrees_with_one_of_pytorch():
+    pytest.importorskip("torch")
+    sizes = {"batch_size": 1, "frames": 2, "width": 32, "depth": 1}
+    result = run("peer", *(f"--{name}={size}" for name, size in sizes.items()))
+    assert 0 < result["difference"] < 1e-4
+    assert all(result["step bfloat16"]["seconds"][whose] > 0 for whose in ("ours", "torch"))

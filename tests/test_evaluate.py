@@ -12,7 +12,7 @@ import xarray
 from wind_jax import evaluate
 from wind_jax.channels import channels
 from wind_jax.data.climatology import HARMONICS, Climatology
-from wind_jax.results import ForecastFile
+from wind_jax.data.forecast_file import ForecastFile
 from wind_jax.sphere import Grid
 
 LATITUDE, LONGITUDE = np.arange(-80.0, 81, 20), np.arange(0, 360, 30.0)

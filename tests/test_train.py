@@ -26,6 +26,7 @@ from wind_jax.data.climatology import fit_climatology
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import Store, open_store
 from wind_jax.prior import load_prior
+from wind_jax.run import claim
 from wind_jax.sphere import cell_area
 from wind_jax.train import train
 from wind_jax.training.mesh import put_batch
@@ -51,7 +52,7 @@ def finished(archive, tmp_path_factory):
 def test_loss_falls_and_validation_is_logged(finished):
     losses = [record["loss"] for record in metrics(finished) if "loss" in record]
     assert len(losses) == 6
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.95 * losses[0]  # 1 is what the reference alone leaves of every level
     last = metrics(finished)[-1]
     assert last["step"] == 24
     left = [last[f"validation/noise_left_t{level:g}"] for level in (0.02, 0.5, 0.98)]
@@ -415,3 +416,12 @@ def test_a_specialist_improves_on_interpolation(archive, tmp_path):
     assert last["validation/relative_rmse"] < 0.95
     with pytest.raises(ValueError, match="temporal_downscaling alone"):
         load_prior(tmp_path / "prior.npz").denoiser(np.zeros((3, 8, 16, 13), np.float32))
+
+
+def test_a_second_training_in_one_workdir_ends_at_once(archive, tmp_path):
+    c = config(archive, tmp_path / "run")
+    with claim(c.workdir, "train"), pytest.raises(ValueError, match="held by process"):
+        train(c)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"'http://host/run'.* takes a path"):
+        train(config(archive, "http://host/run"))

@@ -21,6 +21,7 @@ too much.
 """
 
 import argparse
+import contextlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -32,12 +33,13 @@ import xarray
 from jaxtyping import Float
 from rich.table import Table
 
+from wind_jax import run
 from wind_jax.command import command
+from wind_jax.data.forecast_file import CONVENTIONS
 from wind_jax.data.store import in_period
 from wind_jax.evaluation import scores
 from wind_jax.evaluation.fields import LEAD, Chosen, Fields, Levels, agree, locate, open_climatology, whole
 from wind_jax.progress import Progress, printer
-from wind_jax.results import CONVENTIONS
 from wind_jax.sphere import Grid
 
 BLOCK_BYTES = 64 * 2**20  # of a forecast in memory; one chunk of lead times where that is more
@@ -302,21 +304,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> None:
-    """Command line: scores a forecast, prints a table and writes all scores to --out."""
-    options = parse(argv)
-    if options.out:
-        try:
-            Path(options.out).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out {options.out} is not writable: {error}") from error
-    found, ranks = evaluate(options)
-    say = printer(160)
+    """Command line: scores a forecast, prints a table and writes all scores to --out, a folder of its own."""
+    options, say = parse(argv), printer(160)
+    with contextlib.nullcontext() if options.out is None else run.claim(options.out, "evaluate", say) as folder:
+        found, ranks = evaluate(options)
+        if folder:
+            write(folder, found, ranks)
     say(table(found))
     if not options.metrics and not {record["metric"] for record in found}.intersection(scores.ENSEMBLE):
         say("Metrics of an ensemble are left out: the forecast has one member, and the spread of members takes two.")
-    if options.out:
-        write(Path(options.out), found, ranks)
-    say(f"All {len(found)} scores are in {options.out}." if options.out else "--out DIR keeps all scores.")
+    say(f"All {len(found)} scores are in {options.out}." if folder else "--out DIR keeps all scores.")
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ When the run is complete its workdir holds:
     report.json (physical realism of truth and members; stations: what was rejected, verification; warming: the signal
     kept, the change of rain; TDS: the effective sample size)
 
-Members are written window by window. A run that is stopped goes on where it was when the same command is given again,
-on other devices too; if another is given, or a file that it names has changed, what was drawn is moved aside and kept.
+Members are written window by window. A run that is stopped resumes when the same command is given again, on other
+devices too; one that is finished is not drawn again, and only its figures and report are made anew. If settings differ,
+or a file that they name has changed, what was drawn is kept aside (`run.py`).
 What XLA compiled is kept in compile_cache/ (JAX_COMPILATION_CACHE_DIR names another place).
 """
 
-import hashlib
-import inspect
 import json
-import os
-import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +26,11 @@ import xarray
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
+from wind_jax import run
 from wind_jax.command import command, keep_compiled
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
+from wind_jax.data.forecast_file import ForecastFile
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.diffusion.posterior import check_noise, check_selection
 from wind_jax.embedded import resolve
@@ -39,12 +39,12 @@ from wind_jax.evaluation import figures, scores
 from wind_jax.evaluation.baselines import gaussian_members
 from wind_jax.evaluation.kriging import Covariance
 from wind_jax.evaluation.report import report as write_report
-from wind_jax.prior import Prior, load_prior
-from wind_jax.problems.diagnosis import diverged, plausible, realism_record, weights_lines, write_weights
-from wind_jax.problems.problem import Problem, Setting
+from wind_jax.files import write_bytes
+from wind_jax.prior import load_prior
+from wind_jax.problems.diagnosis import diverged, plausible, read_report, realism_record, weights_lines, write_weights
+from wind_jax.problems.problem import Problem, Setting, fingerprint
 from wind_jax.problems.registry import make_problem
 from wind_jax.progress import Progress, printer, track
-from wind_jax.results import ForecastFile, Position, results
 from wind_jax.rollout import Guide, check_guide, make_chain, rollout
 from wind_jax.sphere import area_weights
 from wind_jax.tasks.forecast import lead_hours
@@ -64,6 +64,11 @@ def infer(c: ConfigDict) -> None:
             that diverged.
     """
     say = printer()
+    with run.claim(c.workdir, "infer", say) as workdir:
+        _infer(c, workdir, say)
+
+
+def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
     keep_compiled(c.workdir)
     chain = make_chain(**c.sampler.to_dict())  # checks how its times fit together
 
@@ -119,96 +124,109 @@ def infer(c: ConfigDict) -> None:
                 f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
 
-    content = fingerprint(c, prior, problem, fitted.coefficients, static, begins)
-    identity = {**json.loads(configuration.to_json(c)), "fingerprint": content}
-    with results(c.workdir, c.task.name, json.dumps(identity), say) as folder:
-        # ------------------------------------------------------------------------------------- truth and observations
-        file = partial(ForecastFile, channels=channels, starts=begins, chunk=prior.frames - problem.overlap)
-        file = partial(file, arms=problem.arms)
-        truth = problem.states and file(folder / "truth.zarr", grid=prior.grid, leads=leads)
-        posterior = file(folder / "posterior.zarr", grid=prior.grid, leads=leads, members=c.members)
-        seen = problem.seen and file(folder / "observations.zarr", grid=problem.seen.grid, leads=problem.seen.leads)
-        position = Position(folder)
-        if position.fresh:
+    content = fingerprint(c.task.to_dict(), prior, problem, static, begins, fitted.coefficients)
+    settings = json.dumps({**json.loads(configuration.to_json(c)), "fingerprint": content}, indent=2) + "\n"
+    lines: list[str] = []
+    if run.finished(workdir, settings):
+        say(f"{workdir} holds the results of these settings: nothing is drawn again.")
+        write_bytes(workdir / run.CONFIG, settings.encode())
+    else:
+        with run.drawing(workdir, settings, say) as folder:
+            # ------------------------------------------------------------------------------- truth and observations
+            file = partial(ForecastFile, channels=channels, starts=begins, chunk=prior.frames - problem.overlap)
+            file = partial(file, arms=problem.arms)
+            truth = problem.states and file(folder / run.TRUTH, grid=prior.grid, leads=leads)
+            posterior = file(folder / run.POSTERIOR, grid=prior.grid, leads=leads, members=c.members)
+            seen = problem.seen and file(folder / run.OBSERVATIONS, grid=problem.seen.grid, leads=problem.seen.leads)
             for case in range(len(problem.starts)):
                 for lead in blocks(len(leads), truth.chunk) if truth else ():
                     truth.write(case, lead, problem.states(case, problem.context + lead.start, lead.stop - lead.start))
                 if seen:
                     seen.write(case, slice(None), problem.seen.values(case))
+            if truth:
+                keep = {"land_sea_mask": static[..., FORCING_NAMES.index("land_sea_mask")]}
+                keep |= {} if ground is None else {"geopotential_at_surface": ground}
+                figures.keep_static(folder, keep, prior.grid)
 
-        # ---------------------------------------------------------------------------------------------------- members
-        report, cases = folder / "report.json", len(problem.starts)
-        say(
-            f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
-            f"on {f'{mesh.size} x ' if mesh.size > 1 else ''}{jax.devices()[0].device_kind}"
-        )
-        with Progress("sampling", cases * len(batches) * problem.windows, unit="window") as bar:
-            for case in range(cases):
-                inputs = prior.inputs(static, firsts[case] + TIME_STEP * np.arange(total))
-                steered = guide if problem.guided(case) else None
-                for batch in batches:
-                    first, known = position.find(case, batch)
-                    bar.update(min(first, problem.windows))
-                    if first == 0 and problem.context:
-                        known = statistics.normalize(problem.states(case, 0, problem.context))
-                    told = (problem.told(case, window) for window in range(first, problem.windows))
-                    drawn = rollout(
-                        prior, known, inputs, list(batch), jax.random.fold_in(keys[1], problem.event(case)), chain,
-                        problem.overlap, steered, told, first, partial(write_weights, report, case),
-                        batch_sharding(mesh),
-                    )  # fmt: skip
-                    for window, frames in enumerate(drawn, first):
-                        x = np.asarray(frames)
-                        lead = new_leads(problem, prior.frames, window)
-                        if not np.isfinite(x).all():
-                            begun = window * (prior.frames - problem.overlap)
-                            start = plausible(prior, inputs[begun : begun + prior.frames], known)
-                            observation = problem.observe(problem.told(case, window)) if steered else None
-                            kept = None if position.fresh else folder
-                            raise ValueError(diverged(case, window, steered, observation, start, kept))
-                        members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
-                        fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
-                        posterior.write(case, lead, fields, members=members)
-                        known = last_frames(known, x, problem.overlap)
-                        position.mark(case, batch, window + 1, known)
-                        bar.update()
-        # ----------------------------------------------------------------------------------------------------- scores
-        found = score(posterior, truth, problem, fitted, setting) if problem.scored else []
-        (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
-        said = json.loads(report.read_text()) if report.exists() else {}  # of TDS
-        lines = weights_lines(said["tds"], c.members) if "tds" in said else []
-        whole = slice(None)
-        if problem.report:
-            more, more_lines = problem.report(lambda case: posterior.read(case, whole))
-            said, lines = said | more, lines + more_lines
-        if truth:
-            before = lambda case: problem.states(case, problem.context - 1, 1)[0] if problem.context else None
-            states = {
-                "truth": ((truth.read(case, whole), before(case)) for case in range(cases)),
-                "members": (
-                    (posterior.read(case, whole, slice(i, i + 1))[0], before(case))
-                    for case in range(cases)
-                    for i in range(c.members)
-                ),
-            }
-            said["realism"] = [realism_record(of, x, channels, prior.grid, ground) for of, x in states.items()]
-        if said:
-            report.write_text(json.dumps(said, indent=1) + "\n")
-
-        # ---------------------------------------------------------------------------------------------------- figures
-        if c.figures and truth:
-            os.makedirs(folder / "figures", exist_ok=True)
-            land = xarray.DataArray(
-                static[..., FORCING_NAMES.index("land_sea_mask")],
-                {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
-                ("latitude", "longitude"),
+            # ----------------------------------------------------------------------------------------------- members
+            report, cases, position = folder / run.REPORT, len(problem.starts), run.Position(folder)
+            say(
+                f"{c.task.name}: {cases} cases x {c.members} members, {len(batches[0])} at a time, "
+                f"on {f'{mesh.size} x ' if mesh.size > 1 else ''}{jax.devices()[0].device_kind}"
             )
-            keep = {"land_sea_mask": land.values} | ({} if ground is None else {"geopotential_at_surface": ground})
-            figures.keep_static(folder, keep, prior.grid)
-            for name, figure in figures.draw(c.task.name, folder, found, land, ground, c.globe or None).items():
-                figure.savefig(folder / "figures" / f"{name}.png", dpi=130, bbox_inches="tight")
-            if len(leads) >= 8:
-                figures.film(folder, land, folder / "figures" / "animation.gif", c.globe or None)
+            with Progress("sampling", cases * len(batches) * problem.windows, unit="window") as bar:
+                for case in range(cases):
+                    inputs = prior.inputs(static, firsts[case] + TIME_STEP * np.arange(total))
+                    steered = guide if problem.guided(case) else None
+                    for batch in batches:
+                        members = slice(batch.start, min(batch.stop, c.members))  # a last batch may run too many
+                        first, known = position.find(case, batch)
+                        there = new_leads(problem, prior.frames, min(first, problem.windows) - 1).stop if first else 0
+                        if not posterior.whole(case, there, members):  # something was lost: drawn again
+                            first, known = 0, None
+                        bar.update(min(first, problem.windows))
+                        if first == 0 and problem.context:
+                            known = statistics.normalize(problem.states(case, 0, problem.context))
+                        told = (problem.told(case, window) for window in range(first, problem.windows))
+                        drawn = rollout(
+                            prior, known, inputs, list(batch), jax.random.fold_in(keys[1], problem.event(case)), chain,
+                            problem.overlap, steered, told, first, partial(write_weights, report, case),
+                            batch_sharding(mesh),
+                        )  # fmt: skip
+                        for window, frames in enumerate(drawn, first):
+                            x = np.asarray(frames)
+                            lead = new_leads(problem, prior.frames, window)
+                            if not np.isfinite(x).all():
+                                begun = window * (prior.frames - problem.overlap)
+                                start = plausible(prior, inputs[begun : begun + prior.frames], known)
+                                observation = problem.observe(problem.told(case, window)) if steered else None
+                                kept = None if position.fresh else folder
+                                raise ValueError(diverged(case, window, steered, observation, start, kept))
+                            fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
+                            posterior.write(case, lead, fields, members=members)
+                            posterior.sync(case, lead, members)
+                            known = last_frames(known, x, problem.overlap)
+                            position.mark(case, batch, window + 1, known)
+                            bar.update()
+            if not all(posterior.whole(case, len(leads)) for case in range(cases)):
+                raise OSError(f"{posterior.path} has lost members that were drawn: the same command draws them again.")
+
+            # ------------------------------------------------------------------------------------------------ scores
+            found = score(posterior, truth, problem, fitted, setting) if problem.scored else []
+            (folder / run.SCORES).write_text(json.dumps(found, indent=1) + "\n")
+            said = read_report(report)  # of TDS
+            lines = weights_lines(said["tds"], c.members) if "tds" in said else []
+            whole = slice(None)
+            if problem.report:
+                more, more_lines = problem.report(lambda case: posterior.read(case, whole))
+                said, lines = said | more, lines + more_lines
+            if truth:
+                before = lambda case: problem.states(case, problem.context - 1, 1)[0] if problem.context else None
+                states = {
+                    "truth": ((truth.read(case, whole), before(case)) for case in range(cases)),
+                    "members": (
+                        (posterior.read(case, whole, slice(i, i + 1))[0], before(case))
+                        for case in range(cases)
+                        for i in range(c.members)
+                    ),
+                }
+                said["realism"] = [realism_record(of, x, channels, prior.grid, ground) for of, x in states.items()]
+            if said:
+                report.write_text(json.dumps(said, indent=1) + "\n")
+
+    # -------------------------------------------------------------------------------------------------------- figures
+    found, shows = json.loads((workdir / run.SCORES).read_text()), c.figures and (workdir / run.TRUTH).exists()
+    if shows:
+        (workdir / run.FIGURES).mkdir(exist_ok=True)
+        land = xarray.DataArray(
+            static[..., FORCING_NAMES.index("land_sea_mask")],
+            {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
+            ("latitude", "longitude"),
+        )
+        for name, figure in figures.draw(c.task.name, workdir, found, land, ground, c.globe or None).items():
+            figure.savefig(workdir / run.FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")
+        if len(leads) >= 8:
+            figures.film(workdir, land, workdir / run.FIGURES / "animation.gif", c.globe or None)
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]
@@ -218,8 +236,8 @@ def infer(c: ConfigDict) -> None:
         say(line)
     for line in lines:
         say(line)
-    if c.figures and truth:
-        say(f"the report is {write_report(Path(c.workdir))}")
+    if shows:
+        say(f"the report is {write_report(workdir)}")
     say(f"results are in {c.workdir}")
 
 
@@ -243,24 +261,6 @@ def last_frames(known: np.ndarray | None, drawn: np.ndarray, overlap: int) -> np
         known = np.broadcast_to(known, (len(drawn), *known.shape[-4:]))
         drawn = np.concatenate([known, drawn], axis=1)
     return drawn[:, drawn.shape[1] - overlap :]
-
-
-def fingerprint(c: ConfigDict, prior: Prior, problem: Problem, *fields: np.ndarray) -> dict[str, str]:
-    """Digests of what the configuration names but does not hold: a run goes on only with the same content.
-
-    Of the archive they are of `fields`, and of the first states of the first and the last case.
-    """
-    digest = lambda *parts: hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in parts)).hexdigest()
-    ends = [problem.states(case, 0, 1) for case in (0, len(problem.starts) - 1)] if problem.states else []
-    out = {"prior": prior.digest(), "archive": digest(*fields, *ends)}
-    if path := c.task.get("path"):
-        out["table"] = digest(Path(path).read_bytes())
-    if operator := c.task.get("operator"):
-        try:  # the whole file: an operator calls functions beside it
-            out["operator"] = digest(Path(inspect.getsourcefile(operator)).read_bytes())
-        except (TypeError, OSError):
-            out["operator"] = f"unknown {uuid.uuid4()}"  # nothing that is known to be the same
-    return out
 
 
 # -------------------------------------------------------------------------------------------------------------- scoring

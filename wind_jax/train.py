@@ -4,8 +4,8 @@
 
 A workdir that already holds a checkpoint is resumed: same batches, same noise, same losses. It receives:
 
-    config.json  statistics.json  climatology.npz  metrics.jsonl  events.out.tfevents.*  checkpoints/  compile_cache/
-    prior.npz (the average's weights, with all that inference needs)
+    run.json  config.json  statistics.json  climatology.npz  metrics.jsonl  events.out.tfevents.*  checkpoints/
+    compile_cache/  prior.npz (the average's weights, with all that inference needs)
 
 SIGTERM ends a run in order, with a checkpoint. docs/training.md tells of several processes and of what may go wrong.
 """
@@ -25,6 +25,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from wind_jax import config as configuration
+from wind_jax import run
 from wind_jax.channels import Channel, channels, lexicon
 from wind_jax.command import command, keep_compiled
 from wind_jax.data.forcings import FORCING_NAMES, static_forcings
@@ -94,7 +95,8 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
         dry_run: print parameters, FLOPs and memory per device, from the config alone, and return.
 
     Raises:
-        ValueError: anything wrong with config, mesh, data, workdir or checkpoint, before the first step.
+        ValueError: anything wrong with config, mesh, data, workdir or checkpoint, before the first step; another
+            process trains in the workdir. Of several processes the first holds it; a bucket is not held.
         FloatingPointError: a loss or gradient that is not finite, unless config.non_finite is "skip".
         OSError: the last checkpoint of the run, or its prior, could not be written.
     """
@@ -108,9 +110,12 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
 
 def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: contextlib.ExitStack) -> None:
     if not dry_run:
+        run.check_place(c.workdir, "train")
         keep_compiled(c.workdir)
     config = traverse_util.flatten_dict(json.loads(configuration.to_json(c)), sep=".")
     processes.agree(config)
+    if not dry_run:
+        processes.on_first(lambda: closing.enter_context(run.claim(c.workdir, "train")))
     main_process = jax.process_index() == 0
 
     # ------------------------------------------------------------------------------------------ mesh, model, optimizer

@@ -69,6 +69,9 @@ def test_file_keeps_sixteen_bits_and_is_small(truth, tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(2))
     with pytest.raises(ValueError, match="not a climatology"):
         Climatology.load(tmp_path / "other.npz")
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"climatology\.npz is damaged: .*Remove it"):
+        Climatology.load(file)
 
 
 def test_select(truth):

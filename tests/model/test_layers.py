@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wind_jax.model import layers
-from wind_jax.model.flops import matmul_flops
+from wind_jax.model.flops import backward_bytes, matmul_flops
 from wind_jax.model.layers import Mirror
 
 
@@ -90,8 +90,19 @@ def test_products_in_bfloat16_are_of_bfloat16_forward_and_back(x, y):
     products = [e for e in program.eqns if e.primitive.name == "dot_general"]
     assert len(products) == 3
     assert all(v.aval.dtype == jnp.bfloat16 for e in products for v in e.invars)
-    loss = lambda x, y: layers.product(x, y, jnp.bfloat16).sum()
-    assert matmul_flops(jax.grad(loss, (0, 1)), *shapes) == 3 * matmul_flops(loss, *shapes) > 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_product_keeps_and_runs_what_its_gradient_needs(dtype, which):
+    x, y = normal(0, 5, 7), normal(1, 7, 3)
+    loss = lambda *both: layers.product(*(jnp.sin(a) for a in both), dtype).sum()
+    assert matmul_flops(jax.grad(loss, (0, 1)), x, y) == 3 * matmul_flops(loss, x, y)
+    of_one = lambda a: loss(*((a, y) if which == 0 else (x, a)))
+    assert matmul_flops(jax.grad(of_one), (x, y)[which]) == 2 * matmul_flops(loss, x, y)
+    other = (x, y)[1 - which].size * jnp.dtype(dtype).itemsize
+    cosine = 4 * (x, y)[which].size
+    assert backward_bytes(of_one, (x, y)[which])[0] == other + cosine
 
 
 @pytest.mark.parametrize("mirror", [None, Mirror(0, 0)])

@@ -24,6 +24,17 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert steps(tmp_path) == [2, 4, 5]
 
 
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 4, "lo', b"[]", b'{"loss": 1.0}', b"null", b"\xff\xfe", b'{"step": "x"}']
+)
+def test_a_damaged_line_stops_no_training(tmp_path, damage):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 2, "loss": 0.5}\n' + damage + b"\n")
+    with pytest.warns(RuntimeWarning, match=r"1 damaged lines of .*metrics\.jsonl"), RunLog(str(tmp_path), 4) as log:
+        log.write(6, {"loss": 0.1})
+    assert steps(tmp_path) == [2, 6]
+
+
 def test_a_line_that_finds_no_room_comes_with_the_next(tmp_path, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")

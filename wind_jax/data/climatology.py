@@ -22,7 +22,7 @@ from wind_jax.channels import Channel, channels
 from wind_jax.command import command
 from wind_jax.data.forcings import day_fraction, day_of_year
 from wind_jax.data.store import Store, in_period, open_store
-from wind_jax.files import read_bytes
+from wind_jax.files import read_bytes, write_bytes
 from wind_jax.sphere import Grid
 
 HARMONICS = ("mean", "cos_year", "sin_year", "cos_half_year", "sin_half_year", "cos_day", "sin_day")
@@ -106,24 +106,30 @@ class Climatology:
         return cls(channels, Grid(arrays["latitude"], arrays["longitude"]), coefficients)
 
     def save(self, path: str | Path) -> None:
-        """Writes a compressed .npz."""
-        with open(path, "wb") as file:  # numpy would append .npz to a path without it
-            np.savez_compressed(file, **self.pack())
+        """Writes a compressed .npz, whole or not at all."""
+        file = io.BytesIO()
+        np.savez_compressed(file, **self.pack())
+        write_bytes(path, file.getvalue())
 
     @classmethod
     def load(cls, path: str | Path) -> "Climatology":
         """Reads what `save` wrote, from a path or URL.
 
         Raises:
-            ValueError: no such file, or not a climatology.
+            ValueError: no such file, not a climatology, or a damaged one.
         """
         contents = read_bytes(path)
         if contents is None:
             raise ValueError(f"no climatology file at {path}")
-        with np.load(io.BytesIO(contents)) as file:
-            if "coefficients" not in file or "low" not in file:
-                raise ValueError(f"{path} is not a climatology; it holds {sorted(file)}")
-            return cls.unpack(file)
+        try:
+            with np.load(io.BytesIO(contents)) as file:
+                arrays = dict(file)
+        except Exception as error:  # numpy, zipfile and zlib each raise their own
+            again = "python -m wind_jax.data.climatology makes one; wind_jax.train makes that of its workdir again"
+            raise ValueError(f"{path} is damaged: {error}. Remove it: {again}.") from error
+        if "coefficients" not in arrays or "low" not in arrays:
+            raise ValueError(f"{path} is not a climatology; it holds {sorted(arrays)}")
+        return cls.unpack(arrays)
 
 
 def fit_climatology(store: Store, period: tuple[str, str] | None = None) -> Climatology:

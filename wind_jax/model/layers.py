@@ -4,6 +4,7 @@ Arrays are `(b, t, h, w, c)`: batch, frame, latitude (south to north), longitude
 float32; products are taken in the compute type a module was built with (see `product`).
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -22,34 +23,40 @@ LECUN = nnx.initializers.lecun_normal()
 
 
 def _sum_over(x_axes: Sequence[int], y_axes: Sequence[int], x: jax.Array, y: jax.Array, common: int) -> jax.Array:
-    """Product summed over these axes, of all pairs of the others but the first `common`; bfloat16 gives float32."""
+    """Product in float32, summed over these axes, of all pairs of the others but the first `common`."""
     axes = ((x_axes, y_axes), (range(common), range(common)))
     return jax.lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
-def _bfloat16_product(x: Float[Array, "... k"], y: Float[Array, "... k n"]) -> Float[Array, "... n"]:
-    return _bfloat16_forward(x, y)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product_on_cpu(
+    x: Float[Array, "... k"], y: Float[Array, "... k n"], common: int, dtype: DTypeLike
+) -> Float[Array, "... n"]:
+    return _sum_over([x.ndim - 1], [common], x.astype(dtype), y.astype(dtype), common)
 
 
-def _bfloat16_forward(x, y):
-    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
-    return _sum_over([x.ndim - 1], [y.ndim - 2], x, y, y.ndim - 2), (x, y)
+def _forward_on_cpu(x, y, common, dtype):
+    left, right = x.value.astype(dtype), y.value.astype(dtype)
+    kept = (left if y.perturbed else None, right if x.perturbed else None)
+    return _sum_over([left.ndim - 1], [common], left, right, common), kept
 
 
-def _bfloat16_backward(operands, cotangent):
-    (x, y), cotangent = operands, cotangent.astype(jnp.bfloat16)
-    common, axes = y.ndim - 2, x.ndim
-    x_cotangent = _sum_over([axes - 1], [common + 1], cotangent, y, common)
-    # XLA's CPU backend sums bfloat16 over the last axes of the first operand alone, and widens other products. What it
-    # has merged axes of counts as such an operand; a transposed matrix would not: hence an axis more, of length 1.
-    x, cotangent = (jnp.expand_dims(a, common) for a in (x, cotangent))
-    transposed = jnp.moveaxis(x, -1, common)
-    y_cotangent = _sum_over(range(common + 1, axes + 1), range(common, axes), transposed, cotangent, common)
-    return x_cotangent, y_cotangent
+def _backward_on_cpu(common, dtype, kept, cotangent):
+    (left, right), cotangent = kept, cotangent.astype(dtype)
+    of_left = of_right = None
+    axes = cotangent.ndim
+    if right is not None:
+        of_left = _sum_over([axes - 1], [common + 1], cotangent, right, common)
+    if left is not None:
+        # XLA's CPU backend is fast where it sums over the last axes of the first operand; else it widens bfloat16. What
+        # it has merged axes of counts as such an operand, a transposed matrix would not: hence an axis of length 1.
+        left, cotangent = (jnp.expand_dims(a, common) for a in (left, cotangent))
+        left = jnp.moveaxis(left, -1, common)
+        of_right = _sum_over(range(common + 1, axes + 1), range(common, axes), left, cotangent, common)
+    return of_left, of_right
 
 
-_bfloat16_product.defvjp(_bfloat16_forward, _bfloat16_backward)
+_product_on_cpu.defvjp(_forward_on_cpu, _backward_on_cpu, symbolic_zeros=True)  # which tell what need not be kept
 
 
 def product(x: Float[Array, "... k"], y: Float[Array, "... k n"], dtype: DTypeLike) -> Float[Array, "... n"]:
@@ -58,10 +65,11 @@ def product(x: Float[Array, "... k"], y: Float[Array, "... k n"], dtype: DTypeLi
     On accelerators the result is of `dtype` as well. On CPU it is float32, and so are the sums of its gradient: XLA
     multiplies bfloat16 fast there where sums are float32, and is slow in all else that is done in bfloat16.
     """
-    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        return _bfloat16_product(x, y)
-    common = range(y.ndim - 2)
-    return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), (((x.ndim - 1,), (y.ndim - 2,)), (common, common)))
+    common = y.ndim - 2
+    if jax.default_backend() == "cpu":
+        return _product_on_cpu(x, y, common, dtype)
+    axes = (((x.ndim - 1,), (common,)), (range(common), range(common)))
+    return jax.lax.dot_general(x.astype(dtype), y.astype(dtype), axes)
 
 
 class Linear(nnx.Linear):
@@ -202,12 +210,16 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
 
     def __call__(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
-        # Rows and columns stay apart: merged, columns that a mesh splits would be gathered.
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], GROUPS, x.shape[-1] // GROUPS)
-        mean = jnp.mean(grouped, axis=(2, 3, 5), keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=(2, 3, 5), keepdims=True)
-        normal = ((grouped - mean) * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
-        affine = normal * self.scale[None, None, None, None, :] + self.bias[None, None, None, None, :]
+        # Cells first, then channels of a group: fields with an axis of groups take XLA three times as long on CPU.
+        def mean(x: jax.Array) -> jax.Array:
+            """Of each frame and group, for every channel of it."""
+            groups = x.mean(axis=(2, 3), keepdims=True).reshape(*x.shape[:2], 1, 1, GROUPS, -1)
+            return jnp.broadcast_to(groups.mean(axis=-1, keepdims=True), groups.shape).reshape(*x.shape[:2], 1, 1, -1)
+
+        full = x.astype(jnp.float32)
+        deviation = full - mean(full)
+        factor = jax.lax.rsqrt(mean(jnp.square(deviation)) + EPSILON) * self.scale[None, None, None, None, :]
+        affine = deviation * factor + self.bias[None, None, None, None, :]
         return affine.astype(x.dtype)
 
 

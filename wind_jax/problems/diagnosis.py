@@ -13,6 +13,7 @@ from wind_jax.channels import Channel
 from wind_jax.diffusion.likelihood import misfit, noise_variance
 from wind_jax.diffusion.smc import Weights
 from wind_jax.evaluation.realism import realism, units
+from wind_jax.files import write_bytes
 from wind_jax.prior import Prior
 from wind_jax.rollout import Guide
 from wind_jax.sphere import Grid
@@ -47,7 +48,7 @@ def diverged(
             f"guidance by {guide.method} drove it, by {furthest(observation, start)}. Lower config.sampler.start, "
             "raise config.sampler.steps or the error in config.task, or try another variance or method of guidance"
         )
-    finished = f" What is finished is kept in {kept}, until this run is gone on with or another moves it aside."
+    finished = f" What is finished is kept in {kept}, until this run resumes or another moves it aside."
     return f"The chain diverged in case {case}, window {window}: {why}.{finished if kept else ''}"
 
 
@@ -84,12 +85,24 @@ def realism_record(
     return {"of": of} | {label(*key): float(np.nanmean(a)) for key, a in size.items() if np.isfinite(a).any()}
 
 
+def read_report(path: Path) -> dict:
+    """What a report.json says already; nothing where there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove {path.parent} to draw all members anew.") from error
+
+
 def write_weights(report: Path, case: int, window: int, weights: Weights) -> None:
     """Says in report.json what became of the members of a case that TDS drew."""
-    said = json.loads(report.read_text()) if report.exists() else {"tds": []}
+    said = {"tds": []} | read_report(report)
     sizes, ancestors = np.asarray(weights.effective_size).tolist(), int(np.unique(weights.ancestors).size)
-    said["tds"][case:] = [{"case": case, "effective_sample_size": sizes, "distinct_ancestors": ancestors}]
-    report.write_text(json.dumps(said, indent=1) + "\n")
+    said["tds"][case : case + 1] = [{"case": case, "effective_sample_size": sizes, "distinct_ancestors": ancestors}]
+    write_bytes(report, f"{json.dumps(said, indent=1)}\n".encode())
 
 
 def weights_lines(records: list[dict], members: int) -> list[str]:

@@ -1,7 +1,12 @@
 """A task as an inverse problem on cases from an archive: what is known, what each window is told, what is true."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+import hashlib
+import inspect
+import itertools
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
@@ -143,3 +148,34 @@ def archive_states(s: Setting, starts: np.ndarray) -> Callable[[int, int, int], 
 
 def told_nothing(case: int, window: int) -> None:
     """What a window of a free run is told."""
+
+
+def fingerprint(task: Mapping[str, Any], prior: Prior, problem: Problem, *fields: np.ndarray) -> dict[str, str]:
+    """Digests of what a configuration names but does not hold: a run resumes only with the same content.
+
+    Of the archive they are of `fields`, and of the known frames of each case, or its first one.
+
+    Args:
+        task: settings of the task.
+        prior: what members are drawn from.
+        problem: what is solved.
+        fields: static fields, times, climatology.
+    """
+    cases = range(len(problem.starts)) if problem.states else ()
+    states = (problem.states(case, 0, max(problem.context, 1)) for case in cases)
+    out = {"prior": prior.digest(), "archive": _digest(itertools.chain(fields, states))}
+    if path := task.get("path"):
+        out["table"] = _digest([Path(path).read_bytes()])
+    if operator := task.get("operator"):
+        try:  # the whole file: an operator calls functions beside it
+            out["operator"] = _digest([Path(inspect.getsourcefile(operator)).read_bytes()])
+        except (TypeError, OSError):
+            out["operator"] = f"unknown {uuid.uuid4()}"  # nothing that is known to be the same
+    return out
+
+
+def _digest(parts: Iterable[np.ndarray | bytes]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(np.asarray(part).tobytes())
+    return whole.hexdigest()

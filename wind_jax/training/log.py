@@ -18,7 +18,8 @@ from wind_jax.files import is_url, join, read_bytes, write_bytes
 class RunLog(contextlib.AbstractContextManager):
     """Metrics of a run, `metrics.jsonl` in its workdir; on resuming, lines after the checkpoint are dropped.
 
-    The file is replaced at each write, which an object store needs, and so never ends in half a line. Events for
+    The file is replaced at each write, which an object store needs, and so never ends in half a line. A line that is
+    damaged all the same is left out, with a warning: a log stops no training. Events for
     TensorBoard are written where the workdir is a directory.
 
     Args:
@@ -28,8 +29,12 @@ class RunLog(contextlib.AbstractContextManager):
 
     def __init__(self, workdir: str, start: int):
         self._path = join(workdir, "metrics.jsonl")
-        before = (read_bytes(self._path) or b"").decode().splitlines()
-        self._lines = [line for line in before if json.loads(line)["step"] <= start]
+        before = (read_bytes(self._path) or b"").decode(errors="replace").splitlines()
+        steps = [_step(line) for line in before]
+        self._lines = [line for line, step in zip(before, steps) if step is not None and step <= start]
+        if None in steps:
+            lost = f"{steps.count(None)} damaged lines of {self._path} are left out. Training goes on."
+            warnings.warn(lost, RuntimeWarning, stacklevel=2)
         self._board = None
         if not is_url(workdir):
             # Not SummaryWriter: a full disk would end its thread, and what waits for that thread would wait for ever.
@@ -54,6 +59,14 @@ class RunLog(contextlib.AbstractContextManager):
         if self._board is not None:
             with contextlib.suppress(OSError):
                 self._board.close()
+
+
+def _step(line: str) -> int | None:
+    """The step that a line is of; None where it is damaged."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def average(metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
