@@ -18,5 +18,4 @@ def get_config() -> ConfigDict:
     c = defaults.inference("forecast")
     c.workdir = "runs/forecast"
     c.sampler.steps = 20
-    c.sampler.end = 0.4  # what it leaves out: docs/demo_prior.md
     return c

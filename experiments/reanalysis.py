@@ -16,5 +16,4 @@ def get_config() -> ConfigDict:
     c.workdir = "runs/reanalysis"
     c.sampler.steps = 24
     c.sampler.start = 0.9
-    c.sampler.end = 0.3  # what it leaves out: docs/demo_prior.md
     return c

@@ -14,6 +14,5 @@ from wind_jax.experiments import speedy
 def get_config() -> ConfigDict:
     c = speedy.get_config()  # the prior's network, data and steps, whatever these are
     c.workdir = "runs/specialist_spatial"
-    c.diffusion.reference = "white"  # there is no noise to filter
     c.specialist = ConfigDict({"name": "spatial_downscaling", "factor": 4})
     return c

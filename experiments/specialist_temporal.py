@@ -14,6 +14,5 @@ from wind_jax.experiments import speedy
 def get_config() -> ConfigDict:
     c = speedy.get_config()  # the prior's network, data and steps, whatever these are
     c.workdir = "runs/specialist_temporal"
-    c.diffusion.reference = "white"  # there is no noise to filter
     c.specialist = ConfigDict({"name": "temporal_downscaling", "mean_over": 5})
     return c

@@ -1,11 +1,9 @@
 """Pre-training of the packaged prior on SPEEDY, by diffusion forcing.
 
-    python -m wind_jax.data.speedy --out data/a.zarr --days 3650 --seed 1 --start 1981-01-01
-    python -m wind_jax.data.speedy --out data/b.zarr --days 3650 --seed 2 --start 1991-01-01
-    python -m wind_jax.data.speedy --out data/heldout.zarr --days 420 --seed 3 --start 2001-01-01
-    python -m wind_jax.train --config experiments/speedy.py
+    python -m wind_jax.train --config experiments/speedy.py --config.model.dtype=bfloat16
 
-docs/demo_prior.md has what exactly was run. Hardware: two CPU cores, 12 GB of memory, 2 hours. Score: docs/skill.md.
+The commands that make the archives, and what exactly was run: docs/demo_prior.md. Hardware: two CPU cores with bfloat16
+instructions (AMX or AVX-512 BF16; leave float32 without them), 14 GB of memory. Score: docs/skill.md.
 """
 
 from ml_collections import ConfigDict

@@ -23,5 +23,4 @@ def get_config() -> ConfigDict:
     c.task.error_scale = 0.5
     c.sampler.steps = 24
     c.sampler.start = 0.9
-    c.sampler.end = 0.3  # what it leaves out: docs/demo_prior.md
     return c

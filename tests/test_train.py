@@ -337,9 +337,23 @@ def test_last_checkpoint_that_fails_ends_with_an_error(archive, tmp_path, monkey
 def test_checkpoint_of_another_architecture_is_refused(archive, finished):
     with pytest.raises(ValueError, match=r"model.depth is 3, there it is 1"):
         train(config(archive, finished, **{"model.depth": 3}))
+    with pytest.raises(ValueError, match=r"loss.weighting is 'paper', there it is 'edm'"):
+        train(config(archive, finished, **{"loss.weighting": "paper"}))
     celsius = {"2m_temperature": {"units": "degC", "on_levels": False}}
     with pytest.raises(ValueError, match=r"data.lexicon.2m_temperature.units is 'degC'"):
         train(config(archive, finished, **{"data.lexicon": celsius}))
+
+
+def test_training_begins_from_the_parameters_of_a_prior(archive, finished, tmp_path, capsys):
+    """With a rate of nearly 0 they stay what they were; another architecture is refused."""
+    path = f"{finished}/prior.npz"
+    still = {"optimizer.learning_rate": 1e-12, "optimizer.final_learning_rate": 1e-12, "optimizer.steps": 3}
+    train(config(archive, tmp_path, init=path, **still))
+    assert f"begins from the parameters of {path}" in capsys.readouterr().out
+    begun, ended = load_prior(path), load_prior(tmp_path / "prior.npz")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), begun.params, ended.params)
+    with pytest.raises(ValueError, match=r"config\.init is a prior of the architecture"):
+        train(config(archive, tmp_path / "deeper", init=path, **{"model.depth": 2}))
 
 
 @pytest.mark.parametrize(
@@ -357,6 +371,16 @@ def test_checkpoint_of_another_architecture_is_refused(archive, finished):
         ({"mesh.fsdp": 3}, "devices"),
         ({"optimizer.warmup": 24}, "warmup 24"),
         ({"model.widths": (32, 50)}, "50"),
+        ({"diffusion.prediction": "noise"}, "noise"),
+        ({"diffusion.prediction": "x0"}, "'x0': a spectrum is for"),
+        ({"loss.weighting": "snr"}, "weighting 'snr'"),
+        ({"loss.channels": "equal"}, "channel weights 'equal'"),
+        ({"loss.times": {"name": "logit_normal", "mean": 0.0, "spread": -1.0}}, "positive spread"),
+        ({"loss.patterns": {"shared": 0.5}}, "add up to 1"),
+        ({"data.climate_path": "other.zarr"}, "'other.zarr' is not the archive"),
+        ({"init": "nowhere.npz"}, "'nowhere.npz' does not exist"),
+        ({"optimizer.decay": 30}, "decay 30 do not fit into the training of 24 steps"),
+        ({"optimizer.learning_rate": -1.0}, r"optimizer\.learning_rate is -1\.0"),
         ({"validation.context": 3}, "config.validation.context is 3, expected less than the 3 frames"),
         ({"data.validation_period": ("1999", "1999")}, "1999"),
     ],

@@ -138,6 +138,11 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         Times(**loss_settings["times"]),
     )
     objective.check(c.data.frames)
+    if c.diffusion.reference == "spectrum" and objective.prediction != "preconditioned":
+        raise ValueError(
+            f'config.diffusion.reference is "spectrum" and prediction {objective.prediction!r}: a spectrum is for '
+            '"preconditioned"; take "white".'
+        )
     shardings = state_sharding(model, optimizer, mesh)
 
     def make_loss(weights, reference, guess=None):
@@ -155,7 +160,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     make_step = lambda loss: make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
-    filtered = c.diffusion.reference == "spectrum"  # the network then has the filter's estimate as an input, too
+    filtered = _filtered(c)
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings - filtered * len(chosen)), jnp.float32)
     forcings = inputs.update(shape=(*x.shape[:-1], model.forcings))
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
@@ -407,6 +412,11 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         say(f"finished {step} steps; the prior is {prior_path}")
 
 
+def _filtered(c: ConfigDict) -> bool:
+    """Whether the network has the estimate of a spectrum as an input; a specialist has no noise to filter."""
+    return c.diffusion.reference == "spectrum" and not c.specialist
+
+
 def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
     """The channels of a config, and its network."""
     chosen = channels(c.data.variables or None, c.data.levels or None, lexicon(c.data.lexicon.to_dict()))
@@ -415,7 +425,7 @@ def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
         channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + (c.diffusion.reference == "spectrum")),
+        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + _filtered(c)),
         **c.model.to_dict(),
     )
 
