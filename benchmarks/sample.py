@@ -38,7 +38,7 @@ def free(prior, x_init, forcings, cells, y):
 
 
 def guided(prior, x_init, forcings, cells, y):
-    denoiser = guide(prior.denoiser(forcings), sparse_observation(cells, y, one), prior.schedule, "mmps")
+    denoiser = guide(prior.denoiser(forcings), sparse_observation(cells, y, one), prior.schedule, "mmps", iterations=3)
     return sample(denoiser, x_init, grid, prior.schedule)
 
 

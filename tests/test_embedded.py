@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import skill
+from studies import skill
 from wind_jax import config as configuration
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
@@ -71,8 +71,8 @@ def test_every_channel_loses_noise_at_every_level():
 
 def shipped(name, workdir, *changes):
     """Scores of an experiment by (variable, level, method, metric, lead); where `make demo` has run, its own."""
-    arguments = ["--config", f"experiments/{name}.py", f"--config.workdir={workdir}", *changes]
-    folder, c = Path(workdir), configuration.load(arguments)[0]
+    arguments = ["--config", name, f"--config.workdir={workdir}", *changes]
+    folder, c = Path(workdir), configuration.load(arguments, "inference")[0]
     if not skill.complete(folder, c):
         subprocess.run([sys.executable, "-m", "wind_jax.infer", *arguments], check=True)
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6e6  # kB: 6 GB
@@ -119,7 +119,7 @@ def test_means_are_kept(setting, name):
     But for sums of precipitation over frames: exponentials of what the prior models, whose last refinements guidance
     follows only in part.
     """
-    c = configuration.read(f"experiments/{name}.py")
+    c = configuration.read(name, "inference")
     problem = make_problem(setting, **c.task.to_dict())
     told = problem.observe(problem.told(0, 0))
     guide = Guide(problem.observe, c.guidance.method, tuple(c.guidance[c.guidance.method].items()))

@@ -427,7 +427,7 @@ def small_forecast(tmp_path_factory):
     climatology = Climatology(store.channels, store.grid, coefficients)
     prior = Prior(params, network, compute_statistics(store), store.grid, 3, "rectified", "x0", climatology=climatology)
     save_prior(folder / "prior.npz", prior)
-    c = config.read(str(ROOT / "experiments" / "forecast.py"))
+    c = config.read("forecast", "inference")
     c.update({"prior": str(folder / "prior.npz"), "figures": False, "cases": 2, "members": 3, "member_batch": 2})
     c.data.update({"path": str(folder / "archive.zarr"), "covariance": ""})
     c.task.update({"leads": 4, "context": 1})
