@@ -18,6 +18,7 @@ import zarr
 from wind_jax.channels import levels_of, positions
 from wind_jax.command import command
 from wind_jax.embedded import resolve
+from wind_jax.files import open_zarr
 from wind_jax.prior import Prior, load_prior, save_prior
 
 STATIC = ("land_sea_mask", "soil_type", "geopotential_at_surface")
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> None:
     prior = load_prior(given.prior or resolve("embedded", "prior.npz"))
     folder = Path(__file__).parent / "embedded"
     if given.held_out:
-        write_sample(excerpt(xarray.open_zarr(given.held_out), prior, given.days), folder / "sample.zarr")
+        write_sample(excerpt(open_zarr(given.held_out), prior, given.days), folder / "sample.zarr")
     if given.prior:
         save_prior(folder / "prior.npz", prior, dtype="float16")
 
