@@ -124,6 +124,6 @@ def test_a_zarr_that_would_run_code_is_refused(tmp_path):
     (array / "0").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(ValueError, match=r"arrays of objects, \['number'\]"):
         open_zarr(folder)
-    with pytest.raises(ValueError, match="forecast .*arrays of objects"):
+    with pytest.raises(ValueError, match=r"forecast .*arrays of objects"):
         Fields("forecast", str(folder))
     assert not mark.exists()
