@@ -35,8 +35,9 @@ format: venv ## let ruff mend what it can
 test: venv ## the fast tests and the examples of the docstrings
 	$(PY) -m pytest -n $(WORKERS)
 
-test-packaged: venv ## the slow tests of the packaged prior and of the Python in the pages: some of test-slow
-	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py tests/evaluation/test_kriging.py
+test-packaged: venv ## the slow tests of the packaged prior, the wheel and the Python in the pages: some of test-slow
+	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/test_embedded.py tests/test_docs.py tests/test_wheel.py \
+		tests/evaluation/test_kriging.py
 
 test-survival: venv ## several processes, one of them killed, and a faulty server: some of test-slow
 	$(PY) -m pytest -m 'slow and not device' --timeout 900 tests/training/test_processes.py tests/data/test_bucket.py \
@@ -64,7 +65,7 @@ forecast: venv ## an ensemble forecast, by the packaged prior
 	@ls runs/forecast/report.html
 
 skill: venv ## the tables of docs/skill.md and README.md, from every task
-	$(PY) -m experiments.skill
+	$(PY) -m studies.skill
 
 bench: venv ## seconds, FLOP/s and memory of training, sampling, guidance and loading; CONFIG=experiments/... ARGS="--config.mesh.data=-1 ..."
 	$(PY) benchmarks/train_step.py --config $(CONFIG) $(ARGS)

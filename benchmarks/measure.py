@@ -8,7 +8,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,8 +22,6 @@ from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
 from wind_jax.train import architecture
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # experiments import one another
 
 PEAK_FLOP_PER_S = {
     "A100": 312e12,
@@ -55,7 +52,7 @@ def arguments(description: str, least_repeats: int = 1, **defaults: int) -> tupl
         if getattr(own, name) < (least := least_repeats if name == "repeats" else 1):
             parser.error(f"--{name} is {getattr(own, name)}, expected {least} or more")
     try:
-        return own, configuration.load(rest)[0]
+        return own, configuration.load(rest, "training")[0]
     except ValueError as error:
         parser.error(str(error))
 

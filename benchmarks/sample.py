@@ -40,7 +40,8 @@ def free(prior, x_init, forcings, placed):
 
 
 def guided(prior, x_init, forcings, placed):
-    denoiser = guide(prior.denoiser(forcings), gridded_observation(placed, prior.statistics), prior.schedule, "mmps")
+    observation = gridded_observation(placed, prior.statistics)
+    denoiser = guide(prior.denoiser(forcings), observation, prior.schedule, "mmps", iterations=3)
     return sample(denoiser, x_init, grid, prior.schedule)
 
 

@@ -14,21 +14,14 @@ Hardware: two CPU cores, 6 GB of memory.
 
 from ml_collections import ConfigDict
 
-from experiments import forecast
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = forecast.get_config()
+    c = defaults.inference("forecast")
     c.workdir = "runs/conservation"
-    c.cases = 2
     c.task.leads = 8
-    c.sampler.end = 0.0  # ended at 0.4, what a last correction leaves of the mass is 6e-6
-
-    # Relative error by quantity: "dry_air_mass", "total_water", "energy".
     c.task.conserve = ConfigDict({"dry_air_mass": 1e-6})
-
-    c.guidance = ConfigDict()
-    c.guidance.method = "mmps"
-    c.guidance.variance = "nominal"  # "adaptive" would take whatever departure there is for noise
-    c.guidance.mmps = ConfigDict({"iterations": 1, "solver": "cg", "whiten": True})
+    c.sampler.steps = 20  # down to 0: ended at 0.4, what a last correction leaves of the mass is 6e-6
+    c.guidance.mmps.iterations = 1
     return c

@@ -15,20 +15,22 @@ Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
 
 from ml_collections import ConfigDict
 
-from experiments import era5_1p5deg
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = era5_1p5deg.get_config()
+    c = defaults.training()
     c.workdir = "runs/era5_0p25deg"
     c.data.path = "gs://weatherbench2/datasets/era5/1959-2022-6h-1440x721.zarr"
     c.data.validation_path = c.data.path
+    c.data.period = ("1979-01-01", "2019-12-31")
+    c.data.validation_period = ("2021-01-01", "2021-12-31")
     c.data.grid = (721, 1440)
     c.data.workers = 4
     c.model.patch = 4
     c.model.blocks = ("res", "res", "res", "transformer")
+    c.model.dtype = "bfloat16"
     c.diffusion.reference = "white"  # the profiles of a spectrum would take 3 GB
-    c.batch_size = 32
-    c.mesh = ConfigDict({"data": 4, "fsdp": 8, "space": 4})
+    c.mesh.data, c.mesh.fsdp, c.mesh.space = 4, 8, 4
     c.validation.windows = 32
     return c

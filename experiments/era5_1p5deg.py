@@ -3,9 +3,8 @@
     python -m wind_jax.train --config experiments/era5_1p5deg.py --dry_run
     launch/tpu.sh ... --config experiments/era5_1p5deg.py
 
-Differs from `speedy.py` by data and size, and by what size asks for: memory (bfloat16, remat), mesh, step count with
-its learning rate and warm-up, intervals; `embedding` is that of the published network. The paper's
-4 heads are 256 and 512 wide, more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
+The defaults are for this size; what it adds is data, mesh and bfloat16. The paper's 4 heads are 256 and 512 wide,
+more than cuDNN's fused attention takes; with `--config.model.heads=16` it takes them.
 Straight from the bucket one process reads the period twice before the first step, for climatology and statistics.
 Prepare the training years by themselves (docs/data.md), which has many workers take them, or give `data.statistics`.
 Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
@@ -13,41 +12,17 @@ Hardware: a pod of TPU or GPU; not run by us: no accelerator was there.
 
 from ml_collections import ConfigDict
 
-from experiments import speedy
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = speedy.get_config()
+    c = defaults.training()
     c.workdir = "runs/era5_1p5deg"
-
     c.data.path = "gs://weatherbench2/datasets/era5/1959-2022-6h-240x121_equiangular_with_poles_conservative.zarr"
     c.data.validation_path = c.data.path
-    c.data.climate_path = ""
-    c.data.grid = (121, 240)
-    c.data.variables = ()  # the ten of the paper
-    c.data.levels = ()  # all 13
     c.data.period = ("1979-01-01", "2019-12-31")
     c.data.validation_period = ("2021-01-01", "2021-12-31")
-    c.data.in_memory = False
     c.data.workers = 16
-
-    c.model.widths = (256, 512, 1024, 2048)
-    c.model.blocks = ("res", "res", "transformer", "transformer")
-    c.model.depth = 4
-    c.model.embedding = 64
-    c.model.remat = True
     c.model.dtype = "bfloat16"
-
-    c.optimizer.learning_rate = 1e-4
-    c.optimizer.warmup = 5000
-    c.optimizer.steps = 300_000
-    c.optimizer.decay = 0
-    c.ema = 0.999
-    c.batch_size = 32
-    c.mesh = ConfigDict({"data": 4, "fsdp": 8, "space": 1})  # 32 devices, one sample each
-
-    c.log_every = 100
-    c.checkpoint_every = 1000
-    c.validate_every = 10_000
-    c.validation.windows = 64
+    c.mesh.data, c.mesh.fsdp = 4, 8  # 32 devices, one sample each
     return c

@@ -8,18 +8,12 @@ Hardware: two CPU cores, 6 GB of memory.
 
 from ml_collections import ConfigDict
 
-from experiments import sparse_obs
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = sparse_obs.get_config()
+    c = defaults.inference("reanalysis")
     c.workdir = "runs/reanalysis"
-
-    c.task = ConfigDict()
-    c.task.name = "reanalysis"
-    c.task.windows = 4
-    c.task.overlap = 2  # frames that windows share
-    c.task.fraction = 0.01  # of the cells of each field
-    c.task.error = 0.05  # standard deviation of the observation error, as a fraction of the channel's
-    c.task.variables = ()  # observed ones, empty: all
+    c.sampler.steps = 24
+    c.sampler.start = 0.9
     return c

@@ -8,12 +8,11 @@ two CPU cores, 12 GB of memory, an hour. Score: docs/skill.md.
 
 from ml_collections import ConfigDict
 
-from experiments import speedy
+from wind_jax.experiments import speedy
 
 
 def get_config() -> ConfigDict:
-    c = speedy.get_config()
+    c = speedy.get_config()  # the prior's network, data and steps, whatever these are
     c.workdir = "runs/specialist_spatial"
-    c.diffusion.reference = "white"  # there is no noise to filter
-    c.specialist = ConfigDict({"name": "spatial_downscaling", "factor": 4})  # as experiments/spatial_downscaling.py
+    c.specialist = ConfigDict({"name": "spatial_downscaling", "factor": 4})
     return c

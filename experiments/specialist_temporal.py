@@ -8,14 +8,11 @@ two CPU cores, 12 GB of memory, an hour. Score: docs/skill.md.
 
 from ml_collections import ConfigDict
 
-from experiments import speedy
+from wind_jax.experiments import speedy
 
 
 def get_config() -> ConfigDict:
-    c = speedy.get_config()
+    c = speedy.get_config()  # the prior's network, data and steps, whatever these are
     c.workdir = "runs/specialist_temporal"
-    c.diffusion.reference = "white"  # there is no noise to filter
-    c.specialist = ConfigDict(
-        {"name": "temporal_downscaling", "mean_over": 5}
-    )  # as experiments/temporal_downscaling.py
+    c.specialist = ConfigDict({"name": "temporal_downscaling", "mean_over": 5})
     return c

@@ -14,25 +14,13 @@ Hardware: two CPU cores, 6 GB of memory.
 
 from ml_collections import ConfigDict
 
-from experiments import sparse_obs
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = sparse_obs.get_config()
+    c = defaults.inference("stations")
     c.workdir = "runs/stations"
-
-    c.task = ConfigDict()
-    c.task.name = "stations"
-    c.task.path = ""  # a CSV or Parquet table; empty: a random network
-    c.task.truth = "archive"  # or "none", with a table
-    c.task.count = 400  # stations of the random network
-    # of the random network; of a table those used, empty: all
-    c.task.variables = ("2m_temperature", "mean_sea_level_pressure", "10m_wind_speed")
-    c.task.gross_errors = 0.02  # share of its reports
-    c.task.withheld = 0.2  # share of the stations kept back for verification
-    c.task.threshold = 5.0  # of quality control, in standard deviations; 0: none
-    c.task.background_members = 8
-    c.task.degrees_of_freedom = 0.0  # of a Student t likelihood; 0: Gaussian
-    c.task.error_scale = 0.5  # times the default errors
-
+    c.task.error_scale = 0.5
+    c.sampler.steps = 24
+    c.sampler.start = 0.9
     return c

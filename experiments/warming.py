@@ -15,30 +15,13 @@ Hardware: two CPU cores, 6 GB of memory.
 
 from ml_collections import ConfigDict
 
-from experiments import forecast
+from wind_jax.experiments import defaults
 
 
 def get_config() -> ConfigDict:
-    c = forecast.get_config()
+    c = defaults.inference("warming")
     c.workdir = "runs/warming"
     c.cases = 1
     c.members = 4
-
-    c.task = ConfigDict()
-    c.task.name = "warming"
-    c.task.context = 2  # known frames at the start of each window
-    c.task.leads = 20  # new frames, 6 h apart
-    c.task.kelvin = 2.0
-    c.task.factor = 4  # the large scale: means over 4 x 4 cells
-    c.task.error = 0.1  # of these means, as a share of each channel's standard deviation
-    c.task.variables = ("temperature", "specific_humidity", "geopotential", "2m_temperature")
-    c.task.latitude = (-90.0, 90.0)  # the box in which it is warmer
-    c.task.longitude = (0.0, 360.0)
-
-    c.sampler.end = 0.0  # only at low noise is what is given met to its error
-
-    c.guidance = ConfigDict()
-    c.guidance.method = "mmps"
-    c.guidance.variance = "nominal"
-    c.guidance.mmps = ConfigDict({"iterations": 2, "solver": "cg", "whiten": True})
+    c.sampler.steps = 20  # down to 0: only at low noise is what is given met to its error
     return c

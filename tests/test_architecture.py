@@ -106,8 +106,9 @@ def test_names(module):
 
 def test_no_path_of_one_machine():
     pattern = re.compile(rf"(?<![\w.~}}/:*-])/({MACHINE_FOLDERS})/")
-    folders = ["wind_jax", "experiments", "launch", "benchmarks", "tests", "docs", ".ci"]
-    files = [p for p in ROOT.iterdir() if p.is_file()] + [p for f in folders for p in (ROOT / f).rglob("*")]
+    folders = ["wind_jax", "experiments", "studies", "launch", "benchmarks", "tests", "docs", ".ci"]
+    files = [p for p in ROOT.iterdir() if p.is_file() and p.name != ".git"]  # a worktree's says where its clone is
+    files += [p for f in folders for p in (ROOT / f).rglob("*")]
     binary = {"__pycache__", "sample.zarr"}
     text = [p for p in files if p.is_file() and p.suffix in TEXT and not binary.intersection(p.parts)]
     assert len(text) > len(MODULES)

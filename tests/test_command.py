@@ -1,10 +1,12 @@
 """Commands end bad input with one paragraph."""
 
+import importlib
 import runpy
 import sys
 
 import pytest
 
+from wind_jax.__main__ import COMMANDS, script
 from wind_jax.command import command
 
 
@@ -52,3 +54,30 @@ def test_every_command_ends_so(module, arguments, named, tmp_path, monkeypatch, 
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")
     assert named in last
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_console_script_runs_every_program(monkeypatch, name):
+    called = []
+    module = importlib.import_module(COMMANDS[name][0])
+    monkeypatch.setattr(module, "main", called.append)
+    monkeypatch.setattr(sys, "argv", ["wind-jax", name, "--out", "x"])
+    with pytest.raises(SystemExit) as ended:
+        script()
+    assert ended.value.code == 0
+    assert called == [["--out", "x"]]
+
+
+@pytest.mark.parametrize(("arguments", "named"), [([], "''"), (["nowcast"], "'nowcast'")])
+def test_the_console_script_names_its_commands(monkeypatch, capsys, arguments, named):
+    monkeypatch.setattr(sys, "argv", ["wind-jax", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        script()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: Unknown command {named}: expected one of infer, train, ")
+    monkeypatch.setattr(sys, "argv", ["wind-jax", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        script()
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in COMMANDS)

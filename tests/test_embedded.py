@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import skill
+from studies import skill
 from wind_jax import config as configuration
 from wind_jax.columns import Columns, total
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import open_store
+from wind_jax.data.windows import window_starts
 from wind_jax.embedded import embedded
 from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
 from wind_jax.rollout import Guide, make_chain, rollout
+from wind_jax.training.validation import NOISE_LEVELS, noise_left
 
 pytestmark = pytest.mark.slow
 CHAIN = make_chain("ddim", 16, 0.9)
@@ -54,10 +56,23 @@ def test_sizes():
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 40e6
 
 
+def test_every_channel_loses_noise_at_every_level():
+    """The denoiser is better than returning its input, x_t / alpha, in every channel from t = 0.02 to 0.98."""
+    prior = load_prior(embedded("prior.npz"))
+    store = open_store(embedded("sample.zarr"), prior.statistics.channels)
+    static, starts = static_forcings(store), window_starts(store.times, prior.frames, stride=12)
+    x = jnp.stack([prior.statistics.normalize(store.read(int(i), prior.frames)) for i in starts])
+    inputs = jnp.stack([prior.inputs(static, store.times[i : i + prior.frames]) for i in starts])
+    left = np.asarray(jax.jit(noise_left)(prior, x, inputs, jax.random.key(0)))
+    keys = [channel.key for channel in prior.statistics.channels]
+    wrong = [(level, keys[c]) for level, row in zip(NOISE_LEVELS, left) for c in np.flatnonzero(row >= 1)]
+    assert not wrong, (wrong, left.mean(axis=1))
+
+
 def shipped(name, workdir, *changes):
     """Scores of an experiment by (variable, level, method, metric, lead); where `make demo` has run, its own."""
-    arguments = ["--config", f"experiments/{name}.py", f"--config.workdir={workdir}", *changes]
-    folder, c = Path(workdir), configuration.load(arguments)[0]
+    arguments = ["--config", name, f"--config.workdir={workdir}", *changes]
+    folder, c = Path(workdir), configuration.load(arguments, "inference")[0]
     if not skill.complete(folder, c):
         subprocess.run([sys.executable, "-m", "wind_jax.infer", *arguments], check=True)
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 6e6  # kB: 6 GB
@@ -104,7 +119,7 @@ def test_means_are_kept(setting, name):
     But for sums of precipitation over frames: exponentials of what the prior models, whose last refinements guidance
     follows only in part.
     """
-    c = configuration.read(f"experiments/{name}.py")
+    c = configuration.read(name, "inference")
     problem = make_problem(setting, **c.task.to_dict())
     told = problem.observe(problem.told(0, 0))
     guide = Guide(problem.observe, c.guidance.method, tuple(c.guidance[c.guidance.method].items()))

@@ -106,7 +106,7 @@ def test_members_at_once_fit_in_what_is_counted_for_them(prior, monkeypatch):
         return sample(guide(prior.denoiser(inputs), task, prior.schedule, "mmps"), x_init, time_grid(4), prior.schedule)
 
     def memory(members):
-        shapes = (members, *prior.shape), (*prior.shape[:-1], prior.config.forcings), (3, 4, 16, 1)
+        shapes = (members, *prior.shape), prior.inputs_shape, (3, 4, 16, 1)
         arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
         account = jax.jit(guided).lower(prior, *arrays).compile().memory_analysis()
         return account.temp_size_in_bytes + account.argument_size_in_bytes

@@ -2,7 +2,9 @@
 
 import functools
 import http.server
+import json
 import os
+import pickle
 import resource
 import socket
 import threading
@@ -10,7 +12,8 @@ import threading
 import pytest
 
 from wind_jax.embedded import embedded
-from wind_jax.files import join, locate, read_bytes, write_bytes
+from wind_jax.evaluation.fields import Fields
+from wind_jax.files import join, locate, open_zarr, read_bytes, write_bytes
 from wind_jax.prior import load_prior
 
 
@@ -101,3 +104,26 @@ def test_tensorstore_finds_its_limits_at_its_first_request():
 def test_a_host_that_does_not_answer():
     with pytest.raises(ValueError, match="Could not connect"):
         load_prior("http://127.0.0.1:9/prior.npz")
+
+
+def test_a_zarr_that_would_run_code_is_refused(tmp_path):
+    """An array of objects with a pickle filter, as somebody's forecast: nothing of it is decoded."""
+    folder, mark = tmp_path / "evil.zarr", tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {mark}",)
+
+    array = folder / "number"
+    array.mkdir(parents=True)
+    (folder / ".zgroup").write_text('{"zarr_format": 2}')
+    filters = [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 4}]
+    about = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "fill_value": None, "order": "C"}
+    (array / ".zarray").write_text(json.dumps(about | {"compressor": None, "filters": filters}))
+    (array / ".zattrs").write_text('{"_ARRAY_DIMENSIONS": ["number"]}')
+    (array / "0").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r"arrays of objects, \['number'\]"):
+        open_zarr(folder)
+    with pytest.raises(ValueError, match=r"forecast .*arrays of objects"):
+        Fields("forecast", str(folder))
+    assert not mark.exists()

@@ -28,7 +28,6 @@ from wind_jax.problems.problem import Setting, fingerprint
 from wind_jax.problems.registry import make_problem
 from wind_jax.rollout import rollout
 
-EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 LATITUDE, LONGITUDE = np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5
 VARIABLES = ["geopotential", "2m_temperature", "total_precipitation_6hr"]
 CHANNELS = channels(VARIABLES, [500, 850])
@@ -102,7 +101,7 @@ def load(inputs, experiment, workdir, **overrides):
         small |= {"task.fraction": 0.1}
     small |= {key.replace("__", "."): value for key, value in overrides.items()}
     arguments = [f"--config.{key}={value}" for key, value in small.items()]
-    return config.load(["--config", str(EXPERIMENTS / f"{experiment}.py"), *arguments])[0]
+    return config.load(["--config", experiment, *arguments], "inference")[0]
 
 
 def run_with_waves(c):
@@ -267,20 +266,12 @@ def test_a_network_from_its_file(inputs, tmp_path):
         ({"data__path": "nowhere.zarr"}, "nowhere.zarr"),
         ({"data__climatology": "nowhere.npz"}, "nowhere.npz"),
         ({"data__climatology": "prior"}, "carries no climatology"),
-        ({"task__name": "nowcast"}, "'nowcast'.*sparse_obs"),
-        ({"task__fraction": 1.5}, "1.5"),
-        ({"task__error": -1}, "-1"),
         ({"task__variables": "('ozone',)"}, "ozone"),
         ({"cases": 100}, "100"),
-        ({"members": 1}, "got 1"),
         ({"mesh__data": 9}, "needs 9 devices; there are 8"),
         ({"mesh__space": 3}, "16 longitudes do not divide over space = 3"),
         ({"mesh__fsdp": 2, "guidance__method": "tds"}, "the number of members at once, 3 does not divide over .* = 2"),
-        ({"sampler__name": "rk4"}, "rk4"),
         ({"sampler__end": 0.95}, "got 0.95 by 8"),
-        ({"globe": "(50.0,)"}, r"config.globe is \(50.0,\)"),
-        ({"guidance__method": "magic"}, "magic"),
-        ({"guidance__variance": "exact"}, "exact"),
         ({"data__period": "('2001', '2001')"}, "2001"),
     ],
 )
@@ -439,7 +430,7 @@ def test_stations_without_a_truth(inputs, tmp_path):
     table.write_text("\n".join(["station,time,latitude,longitude,elevation,variable,value", *rows]))
     c = load(inputs, "sparse_obs", tmp_path / "run", cases=1, data__period="('2018-11-02', '2018-11-02T12')")
     with c.unlocked():
-        c.task = config.read(str(EXPERIMENTS / "stations.py")).task
+        c.task = config.read("stations", "inference").task
         c.task.update({"path": str(table), "variables": ("2m_temperature",), "truth": "none", "threshold": 0.0})
     run_with_waves(c)
     workdir = tmp_path / "run"

@@ -12,8 +12,7 @@ from wind_jax import rollout as rolling
 from wind_jax.channels import channels
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP, Store
-from wind_jax.diffusion.guidance import METHODS
-from wind_jax.diffusion.posterior import STEP_METHODS
+from wind_jax.diffusion.posterior import ALL_METHODS
 from wind_jax.model.uvit import UViTConfig
 from wind_jax.prior import Prior
 from wind_jax.problems.problem import Setting
@@ -89,7 +88,7 @@ SAMPLERS = {
     "heun": {},
     "predictor_corrector": {"name": "euler", "corrections": 1},
 }
-EVERY = [(task, method) for task in TASKS for method in (*METHODS, *STEP_METHODS) if task != "forecast"]
+EVERY = [(task, method) for task in TASKS for method in ALL_METHODS if task != "forecast"]
 EVERY = [(task, method) for task, method in EVERY if method != "repaint" or task in ("sparse_obs", "reanalysis")]
 
 

@@ -176,12 +176,16 @@ def test_a_second_start_is_told_who_holds_the_folder(tmp_path):
     draw(tmp_path)
 
 
-def test_a_dead_holder_holds_nothing(tmp_path):
-    program = (
-        f"import os\nfrom wind_jax.run import claim\nwith claim({str(tmp_path)!r}, 'infer'): os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == -9
-    assert "process" in (tmp_path / ".lock").read_text()
+def test_another_process_holds_a_folder_until_it_is_killed(tmp_path):
+    program = f"from wind_jax.run import claim\nwith claim({str(tmp_path)!r}, 'infer'): print('held'), input()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"held by process {holder.pid} on "):
+            draw(tmp_path)
+        holder.kill()
+    assert f"process {holder.pid}" in (tmp_path / ".lock").read_text()
     draw(tmp_path)
     assert ".lock" not in names(tmp_path)
 
@@ -262,7 +266,7 @@ def test_links_to_another_disk_are_followed_and_kept(tmp_path):
     """A finished run whose posterior and figures were moved and linked; and a folder that is a link."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    draw(tmp_path / "link", "old", made=("posterior.zarr/0", "figures/a.png"))
+    draw(tmp_path / "link", "old", made=("posterior.zarr/0", "figures/a.png", "scores.json"))
     folder = tmp_path / "real"
     for name in ("posterior.zarr", "figures"):
         (folder / name).rename(tmp_path / name)
@@ -423,7 +427,7 @@ def small_forecast(tmp_path_factory):
     climatology = Climatology(store.channels, store.grid, coefficients)
     prior = Prior(params, network, compute_statistics(store), store.grid, 3, "rectified", "x0", climatology=climatology)
     save_prior(folder / "prior.npz", prior)
-    c = config.read(str(ROOT / "experiments" / "forecast.py"))
+    c = config.read("forecast", "inference")
     c.update({"prior": str(folder / "prior.npz"), "figures": False, "cases": 2, "members": 3, "member_batch": 2})
     c.data.update({"path": str(folder / "archive.zarr"), "covariance": ""})
     c.task.update({"leads": 4, "context": 1})
@@ -498,3 +502,31 @@ def test_what_was_lost_is_drawn_again(small_forecast, tmp_path, monkeypatch, los
     infer.infer(c)
     assert len(drawn) - 100 == draws
     assert contents(tmp_path / "run") == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Resizes a file system of its own; its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = lambda *options: (
+        subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False).returncode
+    )
+    if mount("-t", "tmpfs", "-o", "size=160k", "tmpfs"):
+        pytest.skip("this user may not mount a file system")
+    yield folder, lambda size: mount("-o", f"remount,size={size}")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_ends_a_run_that_resumes_when_there_is_room(small_forecast, tmp_path, small_disk):
+    disk, resize = small_disk
+    c = ConfigDict(json.loads(small_forecast.read_text()) | {"workdir": str(tmp_path / "whole")})
+    infer.infer(c)
+    c.workdir = str(disk / "run")
+    for size in ("160k", "200k", "240k"):
+        resize(size)
+        with pytest.raises(OSError, match=r"No space left on device|Cannot write .*begun\.json"):
+            infer.infer(c)
+    resize("10m")
+    infer.infer(c)
+    assert contents(disk / "run") == contents(tmp_path / "whole")

@@ -9,7 +9,7 @@ import pytest
 import synthetic
 from flax import nnx
 
-from experiments import settle, solver_study
+from studies import settle, solver
 from wind_jax.channels import channels
 from wind_jax.data.climatology import Climatology
 from wind_jax.data.normalize import compute_statistics
@@ -154,7 +154,7 @@ def test_the_study_of_solvers_compares_each_with_the_prior(arguments, tmp_path):
     (tmp_path / "page.md").write_text("<!-- solvers -->\n<!-- end of solvers -->\n")
     small = {"prior": chosen["prior"], "path": chosen["path"], "docs": tmp_path / "page.md", "cases": 1}
     small |= {"times": (0.5, 0.1), "iterations": (1,)}
-    solver_study.main([f"--config.{key}={value}" for key, value in small.items()])
+    solver.main([f"--config.{key}={value}" for key, value in small.items()])
     heading, _, *rows = (tmp_path / "page.md").read_text().splitlines()[1:5]
     assert heading == "| t | E[x given x_t] | CG, 1 | GMRES, 1 |"
     (noisy, *found), (clear, *again) = ([float(cell) for cell in row.strip("| ").split(" | ")] for row in rows)

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from flax import nnx
 
-from experiments import settle_warming
+from studies import settle_warming
 from wind_jax.channels import channels
 from wind_jax.data.normalize import compute_statistics
 from wind_jax.data.store import open_store

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments import skill
+from studies import skill
 
 
 def record(variable, level, unit, method, metric, value, lead=None):

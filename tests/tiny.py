@@ -26,15 +26,7 @@ def config(archive, workdir, **changes):
         "batch_size": 8, "log_every": 4, "validation.windows": 8, "validation.members": 2, "validation.context": 1,
         "validation.sampler_steps": 2, "data.climate_path": "", "optimizer.decay": 0, "ema": 0.999,
     } | changes  # fmt: skip
-    c = configuration.read("experiments/speedy.py")
-    for key, value in overrides.items():
-        *parents, leaf = key.split(".")
-        node = c
-        for name in parents:
-            node = node[name]
-        del node[leaf]
-        node[leaf] = value
-    return c
+    return configuration.read("speedy", "training", [(key, f"{value}") for key, value in overrides.items()])
 
 
 def write_config(path: Path, archive, workdir, **changes) -> str:

@@ -76,7 +76,7 @@ def members_at_once(prior: Prior, mesh: Mesh) -> int:
 
     def size(members: int) -> tuple[int, list[int]]:
         x = jax.ShapeDtypeStruct((members, *prior.shape), jnp.float32)
-        inputs = jax.ShapeDtypeStruct((*prior.shape[:-1], prior.config.forcings), jnp.float32)
+        inputs = jax.ShapeDtypeStruct(prior.inputs_shape, jnp.float32)
         return backward_bytes(denoise, x, prior.params, inputs)
 
     (kept, as_used), blocks = by_sample(size)

@@ -1,9 +1,11 @@
-"""Whole files, on disk or in an object store, by one name: a path, gs://, s3:// or http(s)://."""
+"""Whole files and Zarr datasets, on disk or in an object store, by one name: a path, gs://, s3:// or http(s)://."""
 
 import os
 from typing import Any
 
 import tensorstore as ts
+import xarray
+import zarr
 
 # Without these, tensorstore waits for ever on a connection gone quiet; it reads them at its first request.
 os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", "60")
@@ -47,6 +49,27 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
         _in_time(_open(path).write("", data))
     except Exception as error:
         raise OSError(f"Cannot write {locate(path)[1]!r}: {error}") from error
+
+
+def open_zarr(path: str | os.PathLike, **options: Any) -> xarray.Dataset:
+    """A Zarr of anybody's as a dataset, not read yet.
+
+    Arrays of objects are refused before anything is decoded: what decodes them may run code that the file holds.
+
+    Args:
+        path: directory, or URL that fsspec opens.
+        **options: of `xarray.open_zarr`.
+
+    Raises:
+        ValueError: no Zarr, or one with an array that is not of numbers, times or text of fixed length.
+    """
+    try:
+        arrays = dict(zarr.open_group(path, mode="r").arrays())
+    except Exception as error:  # zarr, fsspec and the codecs each raise their own
+        raise ValueError(f"Cannot open the Zarr {path}: {error}") from error
+    if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "biufMmSU"]:
+        raise ValueError(f"The Zarr {path} has arrays of objects, {wrong}: expected numbers, times or plain text.")
+    return xarray.open_zarr(path, chunks=None, **options)
 
 
 def locate(path: str | os.PathLike) -> tuple[str | dict[str, str], str]:

@@ -4,8 +4,8 @@
 
 When the run is complete its workdir holds:
 
-    config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json  figures/*.png
-    report.html (all of it to look through in a browser)  static.zarr
+    run.json  config.json  posterior.zarr  truth.zarr  observations.zarr (where y are fields)  scores.json
+    figures/*.png  report.html (all of it to look through in a browser)  static.zarr
     report.json (physical realism of truth and members; stations: what was rejected, verification; warming: the signal
     kept, the change of rain; TDS: the effective sample size)
 
@@ -57,11 +57,12 @@ def infer(c: ConfigDict) -> None:
     """Run the experiment that config `c` describes.
 
     Args:
-        c: as of the files in `experiments/` that have a task.
+        c: complete, as `config.load` makes it for "inference".
 
     Raises:
-        ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn; or a chain
-            that diverged.
+        ValueError: anything wrong with config, prior, data or workdir, before the first member is drawn, also that
+            another process runs there; or a chain that diverged.
+        OSError: the disk is full, or has lost what was drawn; the same command resumes.
     """
     say = printer()
     with run.claim(c.workdir, "infer", say) as workdir:
@@ -70,10 +71,11 @@ def infer(c: ConfigDict) -> None:
 
 def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
     keep_compiled(c.workdir)
+    chain = make_chain(**c.sampler.to_dict())  # checks how its times fit together
 
     # -------------------------------------------------------------------------------------------------- prior and data
     prior = load_prior(resolve(c.prior, "prior.npz"))
-    compete = "guidance" in c and c.guidance.method == "tds"
+    compete = c.guidance.method == "tds"
     mesh = ensemble_mesh(min(c.members, c.member_batch or c.members), **c.mesh, compete=compete)
     at_once = c.member_batch or members_at_once(prior, mesh)
     batches = member_batches(c.members, at_once, 1 if compete else mesh.size // c.mesh.space)
@@ -96,19 +98,17 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
 
     # --------------------------------------------------------------------------------------------------------- problem
     keys = jax.random.split(jax.random.key(c.seed))  # of the observations, of the members
-    variance = c.guidance.variance if "guidance" in c else "nominal"
-    covariance = Covariance.load(resolve(path, "covariance.json")) if (path := c.data.get("covariance")) else None
+    covariance = Covariance.load(resolve(c.data.covariance, "covariance.json")) if c.data.covariance else None
     if covariance and not (prior.climatology and covariance.channels == channels):
         raise ValueError(
             "config.data.covariance is not of the prior's channels, or the prior carries no climatology: fit one by "
             "python -m wind_jax.evaluation.kriging, or leave it empty."
         )
-    setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], variance, covariance)
+    setting = Setting(prior, store, static, ground, c.cases, c.data.period, keys[0], c.guidance.variance, covariance)
     problem = make_problem(setting, **c.task.to_dict())
     leads, total = problem.leads, problem.overlap + problem.windows * (prior.frames - problem.overlap)
     firsts = store.times[problem.starts] if problem.times is None else problem.times
     begins = firsts + TIME_STEP * max(problem.context - 1, 0)  # time of lead 0
-    chain = make_chain(**c.sampler.to_dict())
     guide = make_guide(c.guidance, problem) if problem.observe else None
     if guide:
         check_guide(guide)
@@ -124,9 +124,6 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
                 f"The members of TDS compete, within one window and all at once: it cannot run {problem.windows} "
                 f"windows in {len(batches)} batches. Set config.member_batch to config.members, or take another method."
             )
-
-    if (centre := tuple(c.globe) or None) and not (len(centre) == 2 and abs(centre[0]) <= 90 and abs(centre[1]) <= 360):
-        raise ValueError(f"config.globe is {centre}, expected (latitude, longitude) in degrees, or nothing.")
 
     content = fingerprint(c.task.to_dict(), prior, problem, static, begins, fitted.coefficients)
     settings = json.dumps({**json.loads(configuration.to_json(c)), "fingerprint": content}, indent=2) + "\n"
@@ -227,10 +224,10 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
             {"latitude": prior.grid.latitude, "longitude": prior.grid.longitude},
             ("latitude", "longitude"),
         )
-        for name, figure in figures.draw(c.task.name, workdir, found, land, ground, centre).items():
+        for name, figure in figures.draw(c.task.name, workdir, found, land, ground, c.globe or None).items():
             figure.savefig(workdir / run.FIGURES / f"{name}.png", dpi=130, bbox_inches="tight")
         if len(leads) >= 8:
-            figures.film(workdir, land, workdir / run.FIGURES / "animation.gif", centre)
+            figures.film(workdir, land, workdir / run.FIGURES / "animation.gif", c.globe or None)
 
     # ----------------------------------------------------------------------------------------------------------- table
     shown = [h for h in (24, 48, 72, 120) if h in lead_hours(leads)] or [lead_hours(leads)[-1]]
@@ -248,8 +245,7 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
 # ------------------------------------------------------------------------------------------------------------- sampling
 def make_guide(c: ConfigDict, problem: Problem) -> Guide:
     """The guidance that `config.guidance` describes: a method and its own options."""
-    options = c[c.method].items() if c.method in c else ()
-    return Guide(problem.observe, c.method, tuple(options))
+    return Guide(problem.observe, c.method, tuple(c[c.method].items()))
 
 
 def new_leads(problem: Problem, frames: int, window: int) -> slice:
@@ -321,9 +317,9 @@ def score(
 
 
 def main(argv: list[str]) -> None:
-    """Command line: `--config FILE [--config.key=value ...]`."""
+    """Command line: `--config NAME|FILE [--config.key=value ...]`."""
     processes.alone()
-    infer(configuration.load(argv)[0])
+    infer(configuration.load(argv, "inference")[0])
 
 
 if __name__ == "__main__":

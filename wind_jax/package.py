@@ -18,6 +18,7 @@ import zarr
 from wind_jax.channels import levels_of, positions
 from wind_jax.command import command
 from wind_jax.embedded import resolve
+from wind_jax.files import open_zarr
 from wind_jax.prior import Prior, load_prior, save_prior
 
 STATIC = ("land_sea_mask", "soil_type", "geopotential_at_surface")
@@ -25,14 +26,13 @@ MANTISSA_BITS = 13  # of 23: geopotential at 500 hPa to 4 m2 s-2, temperature to
 MONTHS = (1, 4, 7, 10)
 
 
-def excerpt(archive: xarray.Dataset, prior: Prior, days: int, skip: int = 0) -> xarray.Dataset:
+def excerpt(archive: xarray.Dataset, prior: Prior, days: int) -> xarray.Dataset:
     """`days` days from the 10th of every third month, the prior's variables and levels, static fields.
 
     Args:
         archive: of the WeatherBench2 schema.
         prior: names the channels.
         days: length of a spell.
-        skip: days at the archive's start that are left out.
 
     Returns:
         The excerpt, values rounded to 13 bits of mantissa.
@@ -40,8 +40,7 @@ def excerpt(archive: xarray.Dataset, prior: Prior, days: int, skip: int = 0) -> 
     names, levels = list(positions(prior.statistics.channels)), levels_of(prior.statistics.channels)
     times = archive.time.dt
     chosen = archive[names + list(STATIC)].sel(level=levels)
-    settled = (archive.time >= archive.time[0] + np.timedelta64(skip, "D")).values
-    chosen = chosen.isel(time=np.isin(times.month, MONTHS) & (times.day >= 10) & (times.day < 10 + days) & settled)
+    chosen = chosen.isel(time=np.isin(times.month, MONTHS) & (times.day >= 10) & (times.day < 10 + days))
     return chosen.map(lambda field: field.copy(data=round_mantissa(field.values)), keep_attrs=True)
 
 
@@ -69,13 +68,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--prior", help="prior.npz of a training run")
     parser.add_argument("--held_out", help="archive that it never saw, for the sample")
     parser.add_argument("--days", type=int, default=7, help="days of the sample in each season")
-    parser.add_argument("--skip", type=int, default=0, help="days at the start of --held_out that are left out")
     given = parser.parse_args(argv)
 
     prior = load_prior(given.prior or resolve("embedded", "prior.npz"))
     folder = Path(__file__).parent / "embedded"
     if given.held_out:
-        write_sample(excerpt(xarray.open_zarr(given.held_out), prior, given.days, given.skip), folder / "sample.zarr")
+        write_sample(excerpt(open_zarr(given.held_out), prior, given.days), folder / "sample.zarr")
     if given.prior:
         save_prior(folder / "prior.npz", prior, dtype="float16")
 

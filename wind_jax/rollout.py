@@ -23,7 +23,7 @@ from wind_jax.diffusion.smc import Weights, twisted
 from wind_jax.prior import Prior
 from wind_jax.tasks.forecast import known_window
 
-_STEPS = {"ddim": ddim, "ddpm": ddim, "euler": euler, "heun": heun}
+STEPS = {"ddim": ddim, "ddpm": ddim, "euler": euler, "heun": heun}
 
 
 class Chain(NamedTuple):
@@ -63,22 +63,22 @@ def make_chain(
 
     Args:
         name: "ddim", "ddpm", "euler" or "heun".
-        steps: of the time grid.
-        start: its first time.
-        end: its last time above 0, see `time_grid`.
+        steps: number of steps.
+        start: time of the first step, 1 being pure noise.
+        end: last time above 0, see `time_grid`; 0: equal steps down to 0.
         eta: fresh noise of "ddim", from 0 (none) to 1 (ancestral sampling, "ddpm").
         corrections: Langevin steps after each step.
-        snr: their length, see `predictor_corrector`.
+        snr: signal-to-noise ratio of the Langevin steps, see `predictor_corrector`.
 
     Raises:
         ValueError: an unknown name, or eta with another method than "ddim".
     """
-    if name not in _STEPS:
-        raise ValueError(f"Unknown sampler {name!r}: expected one of {', '.join(_STEPS)}.")
+    if name not in STEPS:
+        raise ValueError(f"Unknown sampler {name!r}: expected one of {', '.join(STEPS)}.")
     if name != "ddim" and eta:
         raise ValueError(f"The sampler {name!r} has no eta to choose: it must be 0, got {eta}.")
     time_grid(steps, start=start, end=end)  # checks them
-    step = ddim(1.0 if name == "ddpm" else eta) if name.startswith("dd") else _STEPS[name]()
+    step = ddim(1.0 if name == "ddpm" else eta) if name.startswith("dd") else STEPS[name]()
     return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step, end)
 
 

@@ -91,7 +91,7 @@ def train(c: ConfigDict, dry_run: bool = False) -> None:
     """Run the training that config `c` describes, from the start or from its last checkpoint.
 
     Args:
-        c: as of `experiments/speedy.py`.
+        c: complete, as `config.load` makes it for "training".
         dry_run: print parameters, FLOPs and memory per device, from the config alone, and return.
 
     Raises:
@@ -124,18 +124,10 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     check_batch(mesh, c.batch_size, width)
     chosen, model = architecture(c)
     optimizer = make_optimizer(**c.optimizer.to_dict())
-    if c.diffusion.schedule not in SCHEDULES:
-        raise ValueError(f"config.diffusion.schedule is {c.diffusion.schedule!r}, expected one of {list(SCHEDULES)}.")
-    if c.non_finite not in ("stop", "skip"):
-        raise ValueError(f'config.non_finite is {c.non_finite!r}, expected "stop" or "skip".')
-    for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "keep_every"):
-        if c[name] < (least := 0 if name == "keep_every" else 1):
-            raise ValueError(f"config.{name} is {c[name]}, expected {least} or more.")
-    members, context = c.validation.members, c.validation.context
-    if members < 2 or not 0 < context < c.data.frames:
+    if c.validation.context >= c.data.frames:
         raise ValueError(
-            f"config.validation.members is {members}, config.validation.context {context} frames: expected 2 members "
-            f"or more, and 1 to {c.data.frames - 1} frames."
+            f"config.validation.context is {c.validation.context}, expected less than the {c.data.frames} frames of "
+            "config.data.frames."
         )
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
     loss_settings = c.loss.to_dict()
@@ -146,8 +138,11 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         Times(**loss_settings["times"]),
     )
     objective.check(c.data.frames)
-    if c.diffusion.reference not in ("white", "spectrum"):
-        raise ValueError(f'config.diffusion.reference is {c.diffusion.reference!r}, expected "white" or "spectrum".')
+    if c.diffusion.reference == "spectrum" and objective.prediction != "preconditioned":
+        raise ValueError(
+            f'config.diffusion.reference is "spectrum" and prediction {objective.prediction!r}: a spectrum is for '
+            '"preconditioned"; take "white".'
+        )
     shardings = state_sharding(model, optimizer, mesh)
 
     def make_loss(weights, reference, guess=None):
@@ -165,11 +160,11 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     make_step = lambda loss: make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
-    filtered = c.diffusion.reference == "spectrum"  # the network then has the filter's estimate as an input, too
+    filtered = _filtered(c)
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings - filtered * len(chosen)), jnp.float32)
     forcings = inputs.update(shape=(*x.shape[:-1], model.forcings))
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
-    task = c.get("specialist")  # what is trained is a prior, unless the config names one task
+    task = c.specialist or None  # what is trained is a prior, unless the config names one task
     reference = WHITE
     if filtered:
         reference = Spectrum(jnp.zeros((width, height, height)), jnp.ones((width, height, len(chosen))))
@@ -417,6 +412,11 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         say(f"finished {step} steps; the prior is {prior_path}")
 
 
+def _filtered(c: ConfigDict) -> bool:
+    """Whether the network has the estimate of a spectrum as an input; a specialist has no noise to filter."""
+    return c.diffusion.reference == "spectrum" and not c.specialist
+
+
 def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
     """The channels of a config, and its network."""
     chosen = channels(c.data.variables or None, c.data.levels or None, lexicon(c.data.lexicon.to_dict()))
@@ -425,14 +425,14 @@ def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
         channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + (c.diffusion.reference == "spectrum")),
+        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + _filtered(c)),
         **c.model.to_dict(),
     )
 
 
 def main(argv: list[str]) -> None:
     """Entry point: bad input ends with one paragraph, before anything long."""
-    c, switches = configuration.load(argv, switches=("dry_run",))
+    c, switches = configuration.load(argv, "training", switches=("dry_run",))
     dry_run = "dry_run" in switches
     if dry_run and min(c.mesh.values()) > 0:  # a given mesh is made of virtual devices, wherever this runs
         jax.config.update("jax_platforms", "cpu")

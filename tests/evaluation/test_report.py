@@ -24,7 +24,6 @@ from wind_jax.evaluation.report import METRICS, asked, main, report
 from wind_jax.problems.registry import PROBLEMS
 from wind_jax.sphere import Grid
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LATITUDE, LONGITUDE, LEVELS = np.linspace(-78.75, 78.75, 8), np.arange(16) * 22.5, [500, 850]
 LEADS, MEMBERS = 4, 3
@@ -74,7 +73,7 @@ def run(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("run"), np.random.default_rng(0)
     for name, args in (("truth", ()), ("posterior", (MEMBERS,)), ("observations", (None, 0.1))):
         dataset(rng, *args).to_zarr(folder / f"{name}.zarr", zarr_format=2, consolidated=True)
-    settings = json.loads(config.to_json(config.load(["--config", str(EXPERIMENTS / "forecast.py")])[0]))
+    settings = json.loads(config.to_json(config.read("forecast", "inference")))
     settings["members"] = MEMBERS
     whole = {"experiment": "forecast", **settings, "fingerprint": {"prior": "0123"}}
     (folder / "config.json").write_text(json.dumps(whole))
@@ -206,7 +205,7 @@ def test_the_experiment_of_the_page_is_the_one_that_ran(run, tmp_path):
     file.write_text(
         unescape(next(p for p in re.findall(r"<pre[^>]*>(.*?)</pre>", text, re.DOTALL) if "get_config" in p))
     )
-    again = json.loads(config.to_json(config.load(["--config", str(file)])[0]))
+    again = json.loads(config.to_json(config.read(str(file), "inference")))
     asked_for = json.loads((run / "config.json").read_text())
     assert again == {key: value for key, value in asked_for.items() if key not in ("experiment", "fingerprint")}
 
@@ -220,7 +219,7 @@ def test_text_of_the_run_is_no_markup(run):
 
 @pytest.mark.parametrize("task", sorted(set(PROBLEMS) - {"custom"}))
 def test_every_task_is_told_in_words(task):
-    c = json.loads(config.to_json(config.load(["--config", str(EXPERIMENTS / f"{task}.py")])[0]))
+    c = json.loads(config.to_json(config.read(task, "inference")))
     words = asked(c)
     assert f"{c['members']} members" in words
     assert len(words.split(".")[0]) > 30

@@ -24,10 +24,9 @@ def test_lines_after_the_checkpoint_are_dropped(tmp_path):
     assert steps(tmp_path) == [2, 4, 5]
 
 
-DAMAGES = [b'{"step": 4, "lo', b"[]", b'{"loss": 1.0}', b"null", b"\xff\xfe", b'{"step": "x"}']
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 4, "lo', b"[]", b'{"loss": 1.0}', b"null", b"\xff\xfe", b'{"step": "x"}']
+)
 def test_a_damaged_line_stops_no_training(tmp_path, damage):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 2, "loss": 0.5}\n' + damage + b"\n")

@@ -109,7 +109,7 @@ def test_processes_read_the_rows_that_their_devices_hold(shape, processes):
 @pytest.mark.parametrize("experiment", ["era5_1p5deg", "era5_0p25deg"])
 def test_nothing_large_is_replicated(experiment):
     """Of the full models, with optimizer state and average; and no shard is a part of the stack of blocks."""
-    c = configuration.read(f"experiments/{experiment}.py")
+    c = configuration.read(experiment, "training")
     height, width = c.data.grid
     config = UViTConfig(channels=70, latitude=height, longitude=width, forcings=80, **c.model.to_dict())
     mesh = make_mesh(data=1, fsdp=8)

@@ -106,6 +106,21 @@ def test_state_stays_sharded_and_its_memory_is_reused():
     assert on_one(after.ema) == on_one(after.params)
 
 
+def test_the_rate_is_constant_before_its_decay():
+    """Up over 10 steps, constant to step 60, then half a cosine down to the last rate at step 100."""
+    optimizer = make_optimizer(1e-2, 10, 100, decay=40, final_learning_rate=1e-4, clip=1e9)
+    params, rates = jnp.ones(()), []
+    state = optimizer.init(params)
+    for _ in range(101):
+        with jax.numpy_dtype_promotion("standard"):
+            update, state = optimizer.update(jnp.ones(()), state, params)
+        rates.append(-float(update))  # Adam's step on a constant gradient is the rate itself
+    expected = np.concatenate(
+        [1e-2 * np.arange(10) / 10, np.full(50, 1e-2), 1e-4 + 9.9e-3 * (1 + np.cos(np.pi * np.arange(41) / 40)) / 2]
+    )
+    np.testing.assert_allclose(rates, expected, rtol=1e-3, atol=1e-6)
+
+
 def test_warmup_longer_than_training_is_refused():
     with pytest.raises(ValueError, match="warmup 100"):
         make_optimizer(1e-3, 100, 100)

@@ -5,7 +5,7 @@ With gamma = sigma_t^2 / alpha_t and J = d x0_hat / d x_t, so that gamma J^T is 
 
     guided x0_hat = x0_hat + gamma J^T A'^T S^-1 (y - A(x0_hat))
 
-      DPS     S = Sigma_y, or |y - A(x0_hat)| / scale in the published form
+      DPS     S = |y - A(x0_hat)| / scale in the published form, or Sigma_y
       SDA     S = Sigma_y + g (sigma_t / alpha_t)^2
       PiGDM   S = Sigma_y + A' r_t^2 A'^T,  r_t^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2)
       TMPD    S = Sigma_y + diag(A' gamma J^T A'^T 1)
@@ -19,7 +19,7 @@ other. With a time per frame, gamma is per frame, and frames at time 0 are known
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,16 +89,15 @@ def _guided(
     return guided
 
 
-def dps(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, scale: float | None = None) -> Denoiser:
+def dps(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, scale: float | None = 1.0) -> Denoiser:
     """Diffusion posterior sampling (arXiv 2209.14687): x0_hat is taken for x, as if it were certain.
 
     Args:
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
-        scale: None uses the observation's variance. A number gives the published form, where the gradient is
-            that of -scale |y - A(x0_hat)| over all of y, in units of the noise's standard deviation: y may hold K
-            and Pa.
+        scale: A number gives the published form, where the gradient is that of -scale |y - A(x0_hat)| over all of y,
+            in units of the noise's standard deviation: y may hold K and Pa. None uses the observation's variance.
     """
 
     def weigh(at, covariance):
@@ -119,8 +118,9 @@ def sda(denoiser: Denoiser, observation: ObservationLike, schedule: Schedule, ga
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
-        gamma: Of the order of the prior's variance, as y sees it (`signal_power`). Where frames have times of their
-            own, y sees the mean of (sigma / alpha)^2 over those that carry noise.
+        gamma: Variance of x0_hat as a share of (sigma / alpha)^2, of the order of the prior's variance, as y sees it
+            (`signal_power`). Where frames have times of their own, y sees the mean of (sigma / alpha)^2 over those
+            that carry noise.
 
     Raises:
         ValueError: A negative gamma.
@@ -148,8 +148,8 @@ def pgdm(
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
-        iterations: Of the solver; a product is with the operator alone, not with the network.
-        solver: "cg" or "gmres".
+        iterations: Iterations of the solver; a product is with the operator alone, not with the network.
+        solver: Solver of the linear system, "cg" or "gmres".
 
     Raises:
         ValueError: An unknown solver, or fewer than one iteration.
@@ -188,7 +188,7 @@ def mmps(
     denoiser: Denoiser,
     observation: ObservationLike,
     schedule: Schedule,
-    iterations: int = 3,
+    iterations: int = 2,
     solver: str = "cg",
     whiten: bool = True,
 ) -> Denoiser:
@@ -198,8 +198,8 @@ def mmps(
         denoiser: The prior's.
         observation: The task.
         schedule: Noise schedule.
-        iterations: Of the solver; each is a product with J^T, a backward pass.
-        solver: "cg" or "gmres".
+        iterations: Iterations of the solver; each is a product with J^T, a backward pass.
+        solver: Solver of the linear system, "cg" or "gmres".
         whiten: Solve in units of the noise's standard deviation, as if y had unit noise. Observations of
             different kinds (K, Pa, kg) need it to enter the solver's inner products as equals.
 
@@ -214,7 +214,7 @@ def diffpir(
     denoiser: Denoiser,
     observation: ObservationLike,
     schedule: Schedule,
-    strength: float = 10.0,
+    strength: float = 1.0,
     iterations: int = 3,
     solver: str = "cg",
 ) -> Denoiser:
@@ -227,8 +227,8 @@ def diffpir(
         observation: The task.
         schedule: Noise schedule.
         strength: lambda, the weight of x0_hat.
-        iterations: Of the solver; a product is with the operator alone, not with the network.
-        solver: "cg" or "gmres".
+        iterations: Iterations of the solver; a product is with the operator alone, not with the network.
+        solver: Solver of the linear system, "cg" or "gmres".
 
     Raises:
         ValueError: An unknown solver, fewer than one iteration, or a strength that is not positive.
@@ -302,7 +302,12 @@ def check_options(methods: Mapping[str, Callable], method: str, options: Mapping
     """
     if method not in methods:
         raise ValueError(f"Unknown guidance method {method!r}: expected one of {', '.join(methods)}.")
-    parameters = inspect.signature(methods[method]).parameters.values()
-    known = [p.name for p in parameters if p.default is not p.empty]
+    known = defaults(methods[method])
     if unknown := [name for name in options if name not in known]:
-        raise ValueError(f"Guidance by {method} has no option {unknown}; it has {known}.")
+        raise ValueError(f"Guidance by {method} has no option {unknown}; it has {list(known)}.")
+
+
+def defaults(function: Callable) -> dict[str, Any]:
+    """The arguments of a function that have a default, which are its options, and their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}

@@ -16,8 +16,6 @@ from wind_jax.diffusion.schedule import Schedule
 from wind_jax.diffusion.smc import twisted
 from wind_jax.diffusion.solve import cg
 
-STEP_METHODS = ("repaint", "pgdm_step", "tds")
-
 
 def sample_posterior(
     denoiser: Denoiser,
@@ -59,7 +57,7 @@ def check_method(method: str, options: dict) -> None:
     Raises:
         ValueError: An unknown method, or an option that it does not have.
     """
-    check_options(METHODS | {"repaint": repaint, "pgdm_step": pgdm_step, "tds": twisted}, method, options)
+    check_options(ALL_METHODS, method, options)
 
 
 def check_noise(method: str, observation: ObservationLike) -> None:
@@ -157,8 +155,8 @@ def pgdm_step(observation: ObservationLike, eta: float = 0.0, iterations: int = 
 
     Args:
         observation: The task.
-        eta: As of `ddim`.
-        iterations: Of conjugate gradients for (A A^T)^-1 in the pseudo-inverse A^+ = A^T (A A^T)^-1.
+        eta: Fresh noise, from 0 (none) to 1, as of `ddim`.
+        iterations: Iterations of conjugate gradients for (A A^T)^-1 in the pseudo-inverse A^+ = A^T (A A^T)^-1.
     """
     plain = ddim(eta)
 
@@ -174,3 +172,6 @@ def pgdm_step(observation: ObservationLike, eta: float = 0.0, iterations: int = 
         return x_s + alpha_s * alpha_t * pullback(toward)[0]
 
     return step
+
+
+ALL_METHODS = METHODS | {"repaint": repaint, "pgdm_step": pgdm_step, "tds": twisted}

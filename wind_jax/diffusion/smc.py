@@ -51,7 +51,7 @@ def twisted(
         grid: (steps + 1,) or (steps + 1, frame).
         schedule: Noise schedule.
         keys: One a member.
-        threshold: In [0, 1]; 1 resamples at every step.
+        threshold: Share of the members, in [0, 1]: below it they are resampled; 1 resamples at every step.
         spread: Variance of x given pure noise, of the order of 1; y sees it as `signal_power` says.
 
     Returns:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas
-import xarray
 from jaxtyping import Float
 
 from wind_jax.channels import LEXICON, index
 from wind_jax.data.climatology import Climatology
+from wind_jax.files import open_zarr
 from wind_jax.sphere import Grid
 
 LEAD = "prediction_timedelta"
@@ -48,7 +48,7 @@ class Fields:
     def __init__(self, role: str, path: str):
         self.name = f"{role} {path}"
         try:
-            data = xarray.open_zarr(path, chunks=None, decode_timedelta={LEAD: True})
+            data = open_zarr(path, decode_timedelta={LEAD: True})
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"Cannot open the {self.name}: {error} (a gs:// path needs the extra gcs).") from error
         for axis in {"latitude", "longitude"} | {"time", LEAD, "level"}.intersection(data.dims):

@@ -13,6 +13,7 @@ from wind_jax.channels import channels, stack
 from wind_jax.columns import Columns, total
 from wind_jax.evaluation import metrics, plots, scores
 from wind_jax.evaluation.animation import animate
+from wind_jax.files import open_zarr
 from wind_jax.sphere import Grid, area_weights, zonal_spectrum
 from wind_jax.tasks.forecast import lead_hours
 
@@ -130,7 +131,7 @@ def reconstruction(
     centre: tuple[float, float] | None,
 ) -> dict:
     """By name: maps of the middle frame, and the error of every channel beside that of each other method."""
-    data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
+    data = open_zarr(folder / "truth.zarr")
     middle = data.sizes["prediction_timedelta"] // 2
     rows = {plots.name(*key): fields(folder, *key, middle) for key in headline(data, 5)}
     when = date((data["time"][0] + data["prediction_timedelta"][middle]).values)
@@ -152,7 +153,7 @@ def forecast(
     folder: Path, found: Sequence[scores.Record], land: xarray.DataArray, centre: tuple[float, float] | None
 ) -> dict:
     """By name: error and spread by lead time, and maps at days 1, 3 and 5."""
-    data = xarray.open_zarr(folder / "truth.zarr", chunks=None)
+    data = open_zarr(folder / "truth.zarr")
     hours = lead_hours(data["prediction_timedelta"].values)
     panels = {}
     for variable, level in headline(data, 6):
@@ -308,7 +309,7 @@ def film(folder: Path, land: xarray.DataArray, path: Path, centre: tuple[float, 
 
 def _open(folder: Path, name: str) -> xarray.Dataset | None:
     path = folder / f"{name}.zarr"
-    return xarray.open_zarr(path, chunks=None) if path.exists() else None
+    return open_zarr(path) if path.exists() else None
 
 
 def _grid(data: xarray.Dataset) -> Grid:

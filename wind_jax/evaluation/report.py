@@ -16,12 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import xarray
-
 from wind_jax.command import command
 from wind_jax.evaluation import plots, scores
 from wind_jax.evaluation.figures import TITLES, date
 from wind_jax.evaluation.viewer import viewer
+from wind_jax.files import open_zarr
 
 _ASKED = {
     "forecast": "Forecast {leads} frames, 6 hours apart, from {context} known ones.",
@@ -151,7 +150,7 @@ def _outcome(found: Sequence[scores.Record]) -> str:
 
 
 def _when(folder: Path) -> str:
-    starts = xarray.open_zarr(folder / "truth.zarr", chunks=None)["time"].values
+    starts = open_zarr(folder / "truth.zarr")["time"].values
     return "Start: " + ", ".join(dict.fromkeys(map(date, starts))) + "."
 
 

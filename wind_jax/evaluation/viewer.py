@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from wind_jax.evaluation import plots
 from wind_jax.evaluation.coasts import coastlines, seen_from
 from wind_jax.evaluation.figures import STATIC, date, fields, headline
+from wind_jax.files import open_zarr
 from wind_jax.tasks.forecast import lead_hours
 
 LEADS, MEMBERS, FIELDS = 20, 8, 6  # at most
@@ -28,14 +29,14 @@ def viewer(folder: Path, task: str) -> tuple[dict, str]:
         folder: of the run.
         task: its name.
     """
-    truth = xarray.open_zarr(folder / "truth.zarr", chunks=None)
-    members = xarray.open_zarr(folder / "posterior.zarr", chunks=None).sizes["number"]
+    truth = open_zarr(folder / "truth.zarr")
+    members = open_zarr(folder / "posterior.zarr").sizes["number"]
     runs = list(dict.fromkeys(truth["arm"].values.tolist())) if "arm" in truth.coords else [""]
     leads = np.unique(np.linspace(0, truth.sizes["prediction_timedelta"] - 1, LEADS).round().astype(int))
     kept = min(members, MEMBERS)
     keys = headline(truth, FIELDS)
     if observed := (folder / "observations.zarr").exists():  # the field shown first is one that was observed
-        seen = xarray.open_zarr(folder / "observations.zarr", chunks=None)
+        seen = open_zarr(folder / "observations.zarr")
         nothing = lambda key: bool((seen[key[0]] if key[1] is None else seen[key[0]].sel(level=key[1])).isnull().all())
         keys = sorted(keys, key=nothing)
     truth_is = "Event as imposed" if task == "warming" else "Truth"
@@ -125,5 +126,5 @@ def _coast(folder: Path) -> list:
     """Vertices (longitude, latitude), None between lines; empty where the run kept no land-sea mask."""
     if not (folder / STATIC).exists():
         return []
-    land = xarray.open_zarr(folder / STATIC, chunks=None)["land_sea_mask"]
+    land = open_zarr(folder / STATIC)["land_sea_mask"]
     return [None if np.isnan(p).any() else p.round(1).tolist() for p in seen_from(coastlines(land), 0.0)]

@@ -33,12 +33,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray
-import zarr
 from jaxtyping import Array, Float, Int
 
 from wind_jax.channels import Channel, positions
 from wind_jax.data.normalize import Statistics
 from wind_jax.data.store import TIME_STEP
+from wind_jax.files import open_zarr
 from wind_jax.observations.observation import Observation, check_size, chosen_variance, take
 from wind_jax.sphere import Coarsening, Grid, coarsen, coarsening
 
@@ -295,10 +295,7 @@ def read(path: str | Path) -> xarray.Dataset:
         if not str(path).rstrip("/").endswith(".zarr"):
             with xarray.open_dataset(path) as dataset:
                 return dataset.load()
-        arrays = dict(zarr.open_group(path, mode="r").arrays())  # their metadata alone
-        if wrong := [name for name, array in arrays.items() if array.dtype.kind not in "biufMm"]:
-            raise ValueError(f"{wrong} are no numbers")
-        return xarray.open_zarr(path, chunks=None).load()
+        return open_zarr(path).load()
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"Cannot read observations from {path}: {error}.") from error
 

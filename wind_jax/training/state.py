@@ -47,13 +47,13 @@ def make_optimizer(
     """AdamW without weight decay, linear warm-up then cosine decay, clipped by global norm (WIND, arXiv 2602.03924).
 
     Args:
-        learning_rate: after the warm-up.
+        learning_rate: learning rate after the warm-up.
         warmup: steps of the warm-up.
-        steps: of the training.
+        steps: steps of the training.
         decay: last steps, over which the rate falls; before them it is constant, so that a training can be continued
             from any checkpoint before the decay. 0: all after the warm-up, as in the paper.
-        final_learning_rate: at the end.
-        clip: of the gradient's global norm.
+        final_learning_rate: learning rate at the end.
+        clip: largest global norm of the gradient.
 
     Raises:
         ValueError: a rate or a clip that is not positive, or warm-up and decay that are longer than the training.

@@ -1,7 +1,7 @@
 """Skill of the packaged prior: every task on the held-out sample, as the tables of docs/skill.md and README.md.
 
     make skill
-    python -m experiments.skill [--config.workdir=runs/skill]
+    python -m studies.skill [--config.workdir=runs/skill]
 
 Runs `wind_jax.infer` for each entry of `RUNS` that the package as it is has not done yet, and writes the tables between
 the marks of both files. Every number is that of a record in `<workdir>/<run>/scores.json`, which its table names.
@@ -84,7 +84,7 @@ def run(name: str, workdir: str) -> Path:
     folder = Path(workdir) / name
     changes = {"workdir": str(folder), **changes}
     arguments = [f"--config.{key}={value}" for key, value in changes.items()]
-    c = configuration.load(["--config", f"experiments/{experiment}.py", *arguments])[0]
+    c = configuration.load(["--config", experiment, *arguments], "inference")[0]
     made_by = folder.with_suffix(".program")  # a run of older code may have other numbers
     if not (complete(folder, c) and made_by.exists() and made_by.read_text() == program()):
         set_aside(str(folder))

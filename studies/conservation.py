@@ -1,6 +1,6 @@
 """What holding the dry-air mass costs, and what it buys: the tables and figures of docs/conservation.md.
 
-    python -m experiments.conservation_study [--config.workdir=runs/conservation_study]
+    python -m studies.conservation [--config.workdir=runs/conservation_study]
 
 Two parts, each going on where it was stopped:
 

@@ -2,7 +2,7 @@
 
     python -m wind_jax.train --config experiments/specialist_spatial.py
     python -m wind_jax.train --config experiments/specialist_temporal.py
-    python -m experiments.settle --config.path=archive.zarr [--config.tasks="('temporal_downscaling',)"]
+    python -m studies.settle --config.path=archive.zarr [--config.tasks="('temporal_downscaling',)"]
 
 Downscaling in space and in time as `experiments/spatial_downscaling.py` and `temporal_downscaling.py` set it, by the
 posterior of the prior, by a specialist of the same architecture, data, batches and steps (`training/specialist.py`), by
@@ -24,8 +24,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import spatial_downscaling, temporal_downscaling
-from experiments.skill import between, fill, markdown, spoken
+from studies.skill import between, fill, markdown, spoken
 from wind_jax import config as configuration
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
@@ -34,6 +33,7 @@ from wind_jax.embedded import resolve
 from wind_jax.evaluation import metrics, plots
 from wind_jax.evaluation.baselines import MEMBERS, gaussian_members
 from wind_jax.evaluation.figures import HEADLINE
+from wind_jax.experiments import spatial_downscaling, temporal_downscaling
 from wind_jax.prior import Prior, apply, graph, load_prior
 from wind_jax.problems.problem import Problem, Setting
 from wind_jax.problems.registry import make_problem

@@ -1,6 +1,6 @@
 """The warmed storm, checked against physics: zero-shot storylines beside SPEEDY, warmed for real. docs/warming.md
 
-    python -m experiments.settle_warming [--config.workdir=runs/settle_warming]
+    python -m studies.settle_warming [--config.workdir=runs/settle_warming]
 
 1. SPEEDY runs from a seed that no training archive had and keeps its model state every `chunk_days`.
 2. The storms with the heaviest rain are chosen, at most one a chunk, some in middle latitudes and some in the tropics.
@@ -23,7 +23,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments import warming
 from wind_jax import config as configuration
 from wind_jax.channels import channels
 from wind_jax.columns import Columns
@@ -36,6 +35,7 @@ from wind_jax.embedded import resolve
 from wind_jax.ensemble import ensemble_mesh, member_batches, members_at_once
 from wind_jax.evaluation import plots
 from wind_jax.evaluation.counterfactual import BANDS, Pair, Record, Storm, box, compare, strongest_storms, summary
+from wind_jax.experiments import warming
 from wind_jax.prior import Prior, load_prior
 from wind_jax.problems.storylines import ARMS, PAIRS
 from wind_jax.progress import Progress, printer

@@ -1,6 +1,6 @@
 """How far CG and GMRES can be trusted on the Jacobian of a learned denoiser: guided estimates from true noisy states.
 
-    python -m experiments.solver_study
+    python -m studies.solver
 
 Windows of the packaged sample are noised to time t, and E[x | x_t, y] by MMPS, with y the means over 30 hours of
 experiments/temporal_downscaling.py, is compared with them: the exact one is at least as good as E[x | x_t] at every t.
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import temporal_downscaling
-from experiments.skill import fill, markdown
+from studies.skill import fill, markdown
 from wind_jax import config as configuration
 from wind_jax.command import command
 from wind_jax.data.forcings import static_forcings
 from wind_jax.data.store import TIME_STEP, open_store
 from wind_jax.diffusion.guidance import mmps
 from wind_jax.embedded import resolve
+from wind_jax.experiments import temporal_downscaling
 from wind_jax.prior import load_prior
 from wind_jax.problems.problem import Setting
 from wind_jax.problems.registry import make_problem
