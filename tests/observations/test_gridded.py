@@ -385,7 +385,7 @@ def test_a_wrong_dataset_is_named(x, change, error, message):
     ("dataset", "windows", "message"),
     [
         (daily(0, 18), [TIMES[:2], TIMES[2:]], "more frames than a window, 2"),
-        (daily(0, 12), [TIMES[1:3], TIMES[2:]], "in no window as a whole"),
+        (daily(0, 12), [TIMES[1:3], TIMES[2:]], "lies in no window as a whole"),
         (daily(30, 42), [TIMES], "outside of the run's times, 2000-01-01T00:00 to 2000-01-01T18:00"),
         (daily(1, 5), [TIMES], "holds no frame"),
         (daily(-3, 9, (RAIN,)), [TIMES], "not that of a frame, or of the accumulations of some"),

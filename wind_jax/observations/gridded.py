@@ -42,8 +42,6 @@ from wind_jax.files import open_zarr
 from wind_jax.observations.observation import Observation, check_size, chosen_variance, take
 from wind_jax.sphere import Coarsening, Grid, coarsen, coarsening
 
-Video = Float[Array | np.ndarray, "t h w c"]
-Cells = dict[str, Int[Array | np.ndarray, "_"]]
 Error = float | int | Mapping[str, float | int]
 
 NOWHERE = np.iinfo(np.int32).max
@@ -78,7 +76,7 @@ class Field:
         method: "instant", "mean" or "sum".
         accumulation: whether a frame holds the sum over the time step before it.
         values: (n, H, W, levels), NaN where nothing was observed.
-        error: standard deviations, of a shape that broadcasts to that of the values.
+        error: (n, H, W, levels) standard deviations.
     """
 
     begin: np.ndarray
@@ -86,7 +84,7 @@ class Field:
     method: str
     accumulation: bool
     values: Float[np.ndarray, "n H W l"]
-    error: Float[np.ndarray, "_ _ _ l"]
+    error: Float[np.ndarray, "n H W l"]
 
     def frames(self, times: np.ndarray, step: np.timedelta64) -> tuple[np.ndarray, np.ndarray]:
         """First and last frame (n,) of each instant or span, counted from the first of `times`."""
@@ -164,7 +162,7 @@ class Gridded:
             "is not that of a frame, or of the accumulations of some": ~aligned,
             "holds no frame": first > last,
             f"has more frames than a window, {size}": last - first >= size,
-            "is in no window as a whole": ~inside,
+            "lies in no window as a whole": ~inside,
         }
         for reason, which in wrong.items():
             if (which & observed).any():
@@ -175,7 +173,7 @@ class Gridded:
     def _place(self, name: str, field: Field, times: np.ndarray) -> Placed:
         first, last = field.frames(times, self.step)
         rows = np.flatnonzero(_covered(first, last, len(times)))
-        values, error = field.values[rows], np.broadcast_to(field.error, field.values.shape)[rows]
+        values, error = field.values[rows], field.error[rows]
         first, last, frame = first[rows, None], last[rows, None], np.arange(len(times))
         seen = np.isfinite(values)
         time, row, column, level = np.nonzero(seen)
