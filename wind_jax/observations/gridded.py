@@ -26,6 +26,7 @@ units, since the mean of rain in m is not that of its logarithm.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -348,12 +349,12 @@ def _on_grid(dataset: xarray.Dataset, grid: Grid) -> tuple[xarray.Dataset, Grid]
     if all(near) and ((latitude.size, longitude.size) == grid.shape or not _is_global(latitude, longitude)):
         whole = {"latitude": grid.latitude.astype(float), "longitude": grid.longitude.astype(float)}
         return dataset.reindex(whole, method="nearest", tolerance=1e-3), grid
-    own = Grid(latitude, longitude)
-    if not _is_global(latitude, longitude):
+    if np.abs(latitude).max() <= 90 and not _is_global(latitude, longitude):
         raise ValueError(
-            f"latitudes from {latitude[0]:g} to {latitude[-1]:g} are a part of the globe, on another grid than the "
-            "prior's: fill the rest of the grid with NaN"
+            f"latitudes {latitude[0]:g} to {latitude[-1]:g} and longitudes {longitude[0]:g} to {longitude[-1]:g} are a "
+            "part of the globe, on another grid than the prior's: fill the rest of the grid with NaN"
         )
+    own = Grid(latitude, longitude)
     if own.shape[0] > grid.shape[0] or own.shape[1] > grid.shape[1]:
         raise ValueError(
             f"the grid {own.shape} is finer than the prior's {grid.shape}: bring the fields to a coarser one"
@@ -367,12 +368,12 @@ def _is_global(latitude: np.ndarray, longitude: np.ndarray) -> bool:
         return False
     south, north = np.diff(latitude)[[0, -1]]
     poles = latitude[0] + 90 <= south and 90 - latitude[-1] <= north
-    return bool(poles and 0.9 * np.diff(longitude).max() <= 360 / longitude.size)
+    return bool(poles and 0.9 * np.diff(longitude, append=longitude[0] + 360).max() <= 360 / longitude.size)
 
 
 def _variables(dataset: xarray.Dataset, channels: Sequence[Channel]) -> list[str]:
     """Names of the observed variables, in the order of the channels."""
-    bounds = {_bounds(dataset, axis) for axis in dataset.dims}
+    bounds = {_bounds(dataset, axis) for axis in dataset.coords}
     errors = {f"{name}_error" for name in dataset.data_vars}
     names = [name for name in dataset.data_vars if name not in bounds and name not in errors]
     known = list(positions(channels))
@@ -385,8 +386,6 @@ def _variables(dataset: xarray.Dataset, channels: Sequence[Channel]) -> list[str
 
 def _bounds(dataset: xarray.Dataset, axis: str) -> str | None:
     """Name of the bounds of a coordinate."""
-    if axis not in dataset.coords:
-        return None
     return dataset[axis].attrs.get("bounds") or dataset[axis].encoding.get("bounds")
 
 
@@ -404,6 +403,8 @@ def _field(
     if units.replace("**", "") != channels[0].units:
         raise ValueError(f"{name!r} is in {units!r}, expected {channels[0].units!r}")
     time = [axis for axis in variable.dims if axis not in ("level", "latitude", "longitude")]
+    if variable.dtype.kind not in "iuf":
+        raise ValueError(f"{name!r} holds {variable.dtype}, expected numbers")
     if len(time) != 1 or not {"latitude", "longitude"} <= set(variable.dims):
         raise ValueError(f"{name!r} has the dimensions {variable.dims}, expected time, level, latitude and longitude")
     begin, end, method = _spans(dataset, variable, time[0], channels[0])
@@ -557,8 +558,8 @@ def _check_error(
     wrong = (set(observed) - set(error)) | (set(error) - set(known)) if isinstance(error, Mapping) else ()
     if wrong:
         raise ValueError(f"observation errors are needed for {', '.join(observed)}; wrong or missing: {sorted(wrong)}")
-    numbers = np.array(list(error.values()) if isinstance(error, Mapping) else [error], np.float64)
-    if not (np.isfinite(numbers) & (numbers > 0)).all():
+    given = list(error.values()) if isinstance(error, Mapping) else [error]
+    if not all(isinstance(number, Real) and 0 < number < np.inf for number in given):
         raise ValueError(f"observation errors must be positive, got {error}")
     return observed
 
