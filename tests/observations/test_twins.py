@@ -126,3 +126,11 @@ def test_bad_input(x):
         mean_errors({"wind": 1.0}, STATISTICS, ("temperature",))
     with pytest.raises(ValueError, match="multiple of 2; got 3"):
         means(x, CHANNELS, every=2)
+
+
+@pytest.mark.parametrize("variables", [(RAIN,), ("temperature",)])
+def test_sums_alone_and_means_alone(x, variables):
+    dataset = observe_means(STATISTICS.denormalize(x), STATISTICS, GRID, TIMES, 0.1, variables, every=3)
+    placed = gridded(dataset, STATISTICS, GRID).window(TIMES)
+    assert list(placed) == list(variables)
+    np.testing.assert_allclose(placed[variables[0]].weights.sum(), 3 if variables == (RAIN,) else 1, rtol=1e-6)

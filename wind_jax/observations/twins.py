@@ -11,7 +11,7 @@ import numpy as np
 import xarray
 from jaxtyping import Array, Float, Int, Key
 
-from wind_jax.channels import Channel, positions, unstack
+from wind_jax.channels import Channel, levels_of, positions, unstack
 from wind_jax.data.normalize import Statistics
 from wind_jax.observations.gridded import Error, cell_errors, mean_errors, observed_positions
 from wind_jax.observations.observation import check_size
@@ -154,18 +154,25 @@ def _with_spans(
 ) -> xarray.Dataset:
     """The dataset, whose times are those of the first of `every` frames, with spans; sums have a time of their own."""
     begin = dataset["time"].values
-    amounts = {channel.name for channel in channels if channel.accumulation} & set(dataset.data_vars)
-    sums, dataset = dataset[sorted(amounts)].rename(time="time_of_sum"), dataset.drop_vars(amounts)
-    sums = sums.assign_coords(time_of_sum=begin + (every - 1) * step)
-    spans = {"mean": (dataset, "time", begin), "sum": (sums, "time_of_sum", begin - step)}
-    for method, (part, axis, first) in spans.items():
-        for name in part.data_vars:
-            if axis in part[name].dims:
-                part[name].attrs["cell_methods"] = f"{axis}: {method}"
-        part[axis].attrs["bounds"] = f"{axis}_bnds"
-        part[axis].encoding = {"units": "seconds since 1970-01-01", "dtype": "int64"}  # those of its bounds, too
-        part[f"{axis}_bnds"] = (axis, "bnds"), np.stack([first, first + every * step], -1)
-    return dataset.merge(sums) if amounts else dataset
+    amounts = sorted({channel.name for channel in channels if channel.accumulation} & set(dataset.data_vars))
+    means = _with_bounds(dataset.drop_vars(amounts), "time", "mean", begin, every * step)
+    if not amounts:
+        return means
+    sums = dataset[amounts].rename(time="time_of_sum").assign_coords(time_of_sum=begin + (every - 1) * step)
+    return means.merge(_with_bounds(sums, "time_of_sum", "sum", begin - step, every * step))
+
+
+def _with_bounds(
+    dataset: xarray.Dataset, time: str, method: str, begin: np.ndarray, length: np.timedelta64
+) -> xarray.Dataset:
+    """The dataset whose variables along `time` are of a method over spans of this length."""
+    for variable in dataset.data_vars.values():
+        if time in variable.dims:
+            variable.attrs["cell_methods"] = f"{time}: {method}"
+    dataset[time].attrs["bounds"] = f"{time}_bnds"
+    dataset[time].encoding = {"units": "seconds since 1970-01-01", "dtype": "int64"}  # those of its bounds, too
+    dataset[f"{time}_bnds"] = (time, "bnds"), np.stack([begin, begin + length], -1)
+    return dataset
 
 
 def means(
@@ -231,15 +238,10 @@ def _with_errors(
         logarithmic: errors of precipitation are of log10(1000 tp + 1).
     """
     for name in list(dataset.data_vars):
-        where = positions(channels)[name]
-        some = [channels[i] for i in where]
-        values, dims = errors[name], ("level",)
-        if some[0].level is None:
-            values, dims = values[0], ()
-        else:
-            spread = np.full(dataset.sizes["level"], np.nan)
-            spread[np.searchsorted(dataset["level"].values, [channel.level for channel in some])] = values
-            values = spread
-        units = "1" if logarithmic and some[0].transform == "log_precipitation" else some[0].units
-        dataset[f"{name}_error"] = dims, values, {"units": units, "long_name": f"standard deviation of {name}'s error"}
+        levels = levels_of(channels, name)
+        spread = errors[name]
+        variable = channels[positions(channels)[name][0]].variable
+        units = "1" if logarithmic and variable.transform == "log_precipitation" else variable.units
+        dataset[f"{name}_error"] = xarray.DataArray(spread, {"level": levels}, ["level"]) if levels else ((), spread[0])
+        dataset[f"{name}_error"].attrs = {"units": units, "long_name": f"standard deviation of {name}'s error"}
     return dataset
