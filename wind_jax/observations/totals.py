@@ -112,8 +112,7 @@ def totals_observation(
     Raises:
         ValueError: as `conservation_operator`, an error that is not positive, or another `variance`.
     """
-    if wrong := {name: e for name, e in error.items() if not (np.isfinite(e) and e > 0)}:
-        raise ValueError(f"The relative errors of conserved quantities must be positive, got {wrong}.")
+    check_error(error)
     operators = {name: conservation_operator(columns, references[name], name) for name in y}
     nominal = {name: float(error[name]) ** 2 for name in y}
     return observe(
@@ -122,6 +121,16 @@ def totals_observation(
         chosen_variance(variance, nominal),
         statistics,
     )
+
+
+def check_error(error: Mapping[str, float]) -> None:
+    """Checks relative errors by quantity.
+
+    Raises:
+        ValueError: one is not positive and finite.
+    """
+    if wrong := {name: e for name, e in error.items() if not (np.isfinite(e) and e > 0)}:
+        raise ValueError(f"The relative errors of conserved quantities must be positive, got {wrong}.")
 
 
 def _positive(target: Target, quantity: str) -> Float[np.ndarray, "..."]:

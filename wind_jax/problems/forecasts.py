@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from wind_jax.columns import Columns
 from wind_jax.evaluation.baselines import persistence
-from wind_jax.observations.totals import amounts, departures, totals_observation
+from wind_jax.observations.totals import amounts, check_error, departures, totals_observation
 from wind_jax.problems.problem import Fields, Problem, Setting, archive_states, case_starts, told_nothing
 from wind_jax.tasks.forecast import lead_times, window_count
 
@@ -41,6 +41,7 @@ def _conserved(s: Setting, conserve: Mapping[str, float], initial: Callable[[int
     """Observation of the conserved quantities, and the values that each case is told: those of its initial frame."""
     if s.surface_geopotential is None:
         raise ValueError(f"Conservation needs geopotential_at_surface; {s.store.path} has none.")
+    check_error(conserve)
     columns = Columns(s.prior.statistics.channels, s.prior.grid, s.surface_geopotential)
     targets = [amounts(initial(case), columns, conserve) for case in range(s.cases)]
     references = {name: float(values[0]) for name, values in targets[0].items()}
@@ -51,5 +52,4 @@ def _conserved(s: Setting, conserve: Mapping[str, float], initial: Callable[[int
     def told(case, window):
         return departures({name: values[0] for name, values in targets[case].items()}, references, s.prior.frames)
 
-    observation(told(0, 0))  # refuses what is wrong with the errors here
     return observation, told
