@@ -59,6 +59,9 @@ def inference(task: str = "forecast") -> ConfigDict:
     c.mesh = mesh()
 
     c.sampler = ConfigDict(options(make_chain))
+    c.sampler.name = "dpmpp_2m"
+    c.sampler.spacing = "logit"
+    c.sampler.steps = 16
 
     c.guidance = ConfigDict()
     c.guidance.method = "mmps"  # a method of docs/guidance.md
@@ -321,6 +324,7 @@ RULES = {
         lambda value: not value or (len(value) == 2 and abs(value[0]) <= 90 and abs(value[1]) <= 360),
     ),
     "sampler.name": one_of(*STEPS),
+    "sampler.spacing": one_of("linear", "logit"),
     "sampler.steps": at_least(1),
     "sampler.start": share(zero=False),
     "sampler.end": share(one=False),

@@ -14,6 +14,4 @@ from wind_jax.experiments import defaults
 def get_config() -> ConfigDict:
     c = defaults.inference("reanalysis")
     c.workdir = "runs/reanalysis"
-    c.sampler.steps = 24
-    c.sampler.start = 0.9
     return c

@@ -6,9 +6,6 @@
 Every variable, level and frame is observed at its own random 1 % of the cells, with errors of 5 % of one standard
 deviation. Scores are over the cells that were not observed.
 
-Chains start at 0.9. In those without known frames guidance meets the packaged prior's Jacobian where it knows least:
-from 0.95 on it leads them astray. Forecasts and what starts from known frames keep 0.98.
-
 Hardware: two CPU cores, 6 GB of memory. Time and scores: see README.md.
 """
 
@@ -20,6 +17,4 @@ from wind_jax.experiments import defaults
 def get_config() -> ConfigDict:
     c = defaults.inference("sparse_obs")
     c.workdir = "runs/sparse_obs"
-    c.sampler.steps = 24
-    c.sampler.start = 0.9
     return c

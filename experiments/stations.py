@@ -21,6 +21,4 @@ def get_config() -> ConfigDict:
     c = defaults.inference("stations")
     c.workdir = "runs/stations"
     c.task.error_scale = 0.5
-    c.sampler.steps = 24
-    c.sampler.start = 0.9
     return c

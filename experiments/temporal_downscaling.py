@@ -14,7 +14,6 @@ from wind_jax.experiments import defaults
 def get_config() -> ConfigDict:
     c = defaults.inference("temporal_downscaling")
     c.workdir = "runs/temporal_downscaling"
-    c.sampler.steps = 24  # down to 0: only at low noise is what is given met to its error
     c.guidance.mmps.iterations = 4  # sums of rain, which are nonlinear in the prior's units, need more than means
     c.guidance.mmps.solver = "gmres"  # CG diverges on the Jacobian of a learned denoiser at t > 0.7: docs/guidance.md
     return c

@@ -17,13 +17,24 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from wind_jax.diffusion.likelihood import ObservationLike
 from wind_jax.diffusion.posterior import check_method, sample_posterior
-from wind_jax.diffusion.samplers import Step, ddim, euler, heun, initial, member_keys, predictor_corrector, sample
+from wind_jax.diffusion.samplers import (
+    Multistep,
+    Step,
+    ddim,
+    dpmpp_2m,
+    euler,
+    heun,
+    initial,
+    member_keys,
+    predictor_corrector,
+    sample,
+)
 from wind_jax.diffusion.schedule import time_grid
 from wind_jax.diffusion.smc import Weights, twisted
 from wind_jax.prior import Prior
 from wind_jax.tasks.forecast import known_window
 
-STEPS = {"ddim": ddim, "ddpm": ddim, "euler": euler, "heun": heun}
+STEPS = {"ddim": ddim, "ddpm": ddim, "euler": euler, "heun": heun, "dpmpp_2m": dpmpp_2m}
 
 
 class Chain(NamedTuple):
@@ -31,8 +42,9 @@ class Chain(NamedTuple):
 
     steps: int = 32
     start: float = 0.98
-    step: Step | None = None
+    step: Step | Multistep | None = None
     end: float = 0.0
+    spacing: str = "linear"
 
 
 class Guide(NamedTuple):
@@ -55,6 +67,7 @@ def make_chain(
     steps: int = 32,
     start: float = 0.98,
     end: float = 0.0,
+    spacing: str = "linear",
     eta: float = 0.0,
     corrections: int = 0,
     snr: float = 0.1,
@@ -62,10 +75,11 @@ def make_chain(
     """The chain that a configuration names.
 
     Args:
-        name: "ddim", "ddpm", "euler" or "heun".
+        name: "ddim", "ddpm", "euler", "heun" or "dpmpp_2m".
         steps: number of steps.
         start: time of the first step, 1 being pure noise.
         end: last time above 0, see `time_grid`; 0: equal steps down to 0.
+        spacing: of the times, "linear", or "logit" for equal steps in the log-SNR.
         eta: fresh noise of "ddim", from 0 (none) to 1 (ancestral sampling, "ddpm").
         corrections: Langevin steps after each step.
         snr: signal-to-noise ratio of the Langevin steps, see `predictor_corrector`.
@@ -77,9 +91,9 @@ def make_chain(
         raise ValueError(f"Unknown sampler {name!r}: expected one of {', '.join(STEPS)}.")
     if name != "ddim" and eta:
         raise ValueError(f"The sampler {name!r} has no eta to choose: it must be 0, got {eta}.")
-    time_grid(steps, start=start, end=end)  # checks them
-    step = ddim(1.0 if name == "ddpm" else eta) if name.startswith("dd") else STEPS[name]()
-    return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step, end)
+    time_grid(steps, start=start, end=end, spacing=spacing)  # checks them
+    step = ddim(1.0 if name == "ddpm" else eta) if name in ("ddim", "ddpm") else STEPS[name]()
+    return Chain(steps, start, predictor_corrector(step, corrections, snr) if corrections else step, end, spacing)
 
 
 def window_frames(windows: int, frames: int, overlap: int) -> int:
@@ -186,7 +200,7 @@ def _draw(
 ) -> tuple[Array, Weights | None]:  # fmt: skip
     """One window (b, t, h, w, c) whose first frames may be known; and of TDS, what became of the members."""
     given = range(0 if known is None else known.shape[1])
-    grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start, end=chain.end)
+    grid = time_grid(chain.steps, prior.frames, known=given, start=chain.start, end=chain.end, spacing=chain.spacing)
     known = None if known is None else known_window(known, prior.frames)
     x_init = initial(keys, prior.shape, grid[0], prior.schedule, known=known, mean=prior.mean(inputs))
     x_init = jax.lax.with_sharding_constraint(x_init, sharding) if sharding else x_init

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from wind_jax.diffusion.guidance import guide
-from wind_jax.diffusion.samplers import ddim, euler, heun, initial, member_keys, sample
+from wind_jax.diffusion.samplers import (
+    ddim,
+    dpmpp_2m,
+    euler,
+    heun,
+    initial,
+    member_keys,
+    predictor_corrector,
+    sample,
+)
 from wind_jax.diffusion.schedule import rectified, time_grid
 from wind_jax.observations.observation import Observation
 
@@ -32,7 +41,7 @@ def test_matches_reference(name, mixture, x64):
         np.testing.assert_allclose(result, values[f"sample/{name}_{key}"], atol=1e-6, err_msg=key)
 
 
-@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("heun", 2), ("dpmpp_2m", 2)])
 def test_order_of_convergence(name, order, x64):
     """x ~ N(0, c): the ODE's solution keeps x_t / sqrt(alpha^2 c + sigma^2)."""
     schedule = rectified()
@@ -50,7 +59,7 @@ def test_order_of_convergence(name, order, x64):
     errors = []
     for count in counts:
         grid = jnp.linspace(0.9, 0.1, count + 1)
-        x = sample(denoise, jnp.ones((1, 4)), grid, schedule, STEPS[name])[0]
+        x = sample(denoise, jnp.ones((1, 4)), grid, schedule, (STEPS | {"dpmpp_2m": dpmpp_2m()})[name])[0]
         errors.append(np.abs(x - exact).max())
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(slope - order) < 0.15, (slope, errors)
@@ -61,7 +70,10 @@ def nonlinear(x_t, t):
     return jnp.tanh(x_t + 0.5 * jnp.roll(x_t, 1, axis=1))
 
 
-@pytest.mark.parametrize("step", [ddim(), ddim(1.0), euler(), heun()], ids=["ddim", "ddpm", "euler", "heun"])
+ALL_STEPS = {"ddim": ddim(), "ddpm": ddim(1.0), "euler": euler(), "heun": heun(), "dpmpp_2m": dpmpp_2m()}
+
+
+@pytest.mark.parametrize("step", ALL_STEPS.values(), ids=ALL_STEPS)
 def test_known_frames_stay_bit_for_bit(step):
     known = jax.random.normal(jax.random.key(3), (4, 2, 3, 1)) * 100
     grid = time_grid(4, frames=4, known=(0, 2))
@@ -117,3 +129,20 @@ def test_ancestral_sampling_keeps_the_variance(x64):
     x_init = jnp.zeros((4000, 3))
     x = np.asarray(sample(denoise, x_init, time_grid(100, start=1.0), rectified(), ddim(1.0), keys))
     np.testing.assert_allclose(np.cov(x.T), np.eye(3), atol=0.08)
+
+
+def test_multistep_of_staggered_frames_is_that_of_each_alone():
+    """Frames with times of their own; one that begins later takes DDIM's step first."""
+    grid = jnp.asarray([[0.9, 0.9], [0.6, 0.9], [0.3, 0.5], [0.0, 0.2], [0.0, 0.0]])
+    each = lambda x_t, t: jnp.tanh(x_t)
+    x_init = jax.random.normal(jax.random.key(0), (1, 2, 2, 2, 1))
+    both = sample(each, x_init, grid, rectified(), dpmpp_2m())
+    first = sample(each, x_init[:, :1], grid[:, :1], rectified(), dpmpp_2m())
+    np.testing.assert_allclose(both[:, :1], first, atol=1e-6)
+    later = sample(each, x_init[:, 1:], grid[1:, 1:], rectified(), dpmpp_2m())
+    np.testing.assert_allclose(both[:, 1:], later, atol=1e-6)
+
+
+def test_corrections_need_a_step_without_memory():
+    with pytest.raises(ValueError, match="predictor of one step"):
+        predictor_corrector(dpmpp_2m())

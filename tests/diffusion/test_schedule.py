@@ -50,3 +50,14 @@ def test_a_chain_that_ends_early_gives_the_estimate_of_that_time():
     for step in (ddim(), euler()):
         x = sample(denoiser, jnp.ones((2, 3)), time_grid(4, start=0.8, end=0.5), SCHEDULES["rectified"](), step)
         np.testing.assert_allclose(x, 0.5, atol=2e-3)
+
+
+def test_logit_spacing_has_equal_steps_of_the_log_snr():
+    times = np.asarray(time_grid(12, start=0.98, spacing="logit"), np.float64)
+    assert times[-1] == 0
+    np.testing.assert_allclose(times[[0, -2]], [0.98, 0.01], rtol=1e-5)
+    steps = np.diff(np.log(times[:-1] / (1 - times[:-1])))
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)
+    assert time_grid(5, start=0.9, end=0.3, spacing="logit")[-2] == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="'cosine'"):
+        time_grid(5, spacing="cosine")

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from wind_jax.diffusion.denoiser import Denoiser, expand_like
 from wind_jax.diffusion.guidance import METHODS, check_options, guide
 from wind_jax.diffusion.likelihood import ObservationLike, gaussian, misfit
-from wind_jax.diffusion.samplers import Step, ddim, levels, normal, sample
+from wind_jax.diffusion.samplers import Multistep, Step, ddim, levels, normal, sample
 from wind_jax.diffusion.schedule import Schedule
 from wind_jax.diffusion.smc import twisted
 from wind_jax.diffusion.solve import cg
@@ -23,7 +23,7 @@ def sample_posterior(
     x_init: Float[Array, "b ..."],
     grid: Float[Array, "..."],
     schedule: Schedule,
-    step: Step | None = None,
+    step: Step | Multistep | None = None,
     keys: Array | None = None,
     method: str = "mmps",
     options: dict | None = None,
@@ -101,7 +101,7 @@ def check_selection(observation: ObservationLike, x: Float[Array, "..."]) -> Non
         )
 
 
-def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> Step:
+def repaint(observation: ObservationLike, step: Step | Multistep, resamplings: int = 3) -> Step:
     """RePaint (arXiv 2201.09865, algorithm 1): observed values are put into x_s, as noisy as it is, again and again.
 
     The operator must select values of x (a mask, or single cells), none twice; their noise is drawn anew each time.
@@ -112,10 +112,14 @@ def repaint(observation: ObservationLike, step: Step, resamplings: int = 3) -> S
         resamplings: Passes over each step; all but the last go back to t by fresh noise.
 
     Raises:
-        ValueError: Fewer than one resampling; in the step, no keys.
+        ValueError: A step that is a multistep method, or fewer than one resampling; in the step, no keys.
     """
     if resamplings < 1:
         raise ValueError(f"RePaint needs at least one pass over a step, got {resamplings}.")
+    if isinstance(step, Multistep):
+        raise ValueError(
+            "RePaint goes back and forth in time: it needs a sampler of one step such as ddim, not a multistep method."
+        )
 
     def repainted(denoiser, x_t, t, s, schedule, keys):
         if keys is None:

@@ -8,6 +8,7 @@ A step is `step(denoiser, x_t, t, s, schedule, keys) -> x_s`, from times t to ti
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,17 @@ from wind_jax.diffusion.denoiser import Denoiser, broadcast_time, expand_like
 from wind_jax.diffusion.schedule import Schedule
 
 Step = Callable[[Denoiser, Array, Array, Array, Schedule, Array | None], Array]
+
+
+class Multistep(NamedTuple):
+    """A step that uses the denoiser's result of the step before.
+
+    Attributes:
+        step: `(denoiser, x_t, before, t, s, schedule, x0_before) -> (x_s, x0_hat)`, with `before` the time of the step
+            before and `x0_before` its x0_hat; in the first step `before` is t.
+    """
+
+    step: Callable[[Denoiser, Array, Array, Array, Array, Schedule, Array], tuple[Array, Array]]
 
 
 def levels(schedule: Schedule, t: Array, x: Array) -> tuple[Array, Array]:
@@ -84,12 +96,32 @@ def heun() -> Step:
     return step
 
 
+def dpmpp_2m() -> Multistep:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): order 2 in the log-SNR with one denoiser call a step.
+
+    x0_hat is continued linearly from the last two steps. The first step and the one that arrives at time 0 are DDIM's.
+    """
+
+    def step(denoiser, x_t, before, t, s, schedule, x0_before):
+        log_snr = lambda t: jnp.log(jnp.divide(*levels(schedule, t, x_t)))
+        alpha_s, sigma_s = levels(schedule, s, x_t)
+        sigma_t = levels(schedule, t, x_t)[1]
+        x0_hat = denoiser(x_t, t)
+        length, length_before = log_snr(s) - log_snr(t), log_snr(t) - log_snr(before)
+        second_order = (length_before > 0) & (expand_like(s, x_t) > 0)
+        ratio = jnp.where(second_order, length / (2 * jnp.where(second_order, length_before, 1)), 0)
+        direction = x0_hat + ratio * (x0_hat - x0_before)
+        return sigma_s / sigma_t * x_t - alpha_s * jnp.expm1(-length) * direction, x0_hat
+
+    return Multistep(step)
+
+
 def ddpm() -> Step:
     """Ancestral sampling (arXiv 2006.11239, eq. 7), which is DDIM with eta = 1."""
     return ddim(1.0)
 
 
-def predictor_corrector(predictor: Step, corrections: int = 1, snr: float = 0.1) -> Step:
+def predictor_corrector(predictor: Step | Multistep, corrections: int = 1, snr: float = 0.1) -> Step:
     """A step of `predictor`, then Langevin steps at the time reached (arXiv 2011.13456, algorithm 1).
 
         x <- x + d score(x) + sqrt(2 d) z,    d = snr sigma_s^2
@@ -102,8 +134,11 @@ def predictor_corrector(predictor: Step, corrections: int = 1, snr: float = 0.1)
         snr: Length of a correction relative to the noise's variance, in (0, 1).
 
     Raises:
-        ValueError: Fewer than one correction, or snr outside (0, 1); in the step, no keys.
+        ValueError: A predictor of several steps, fewer than one correction, or snr outside (0, 1); in the step, no
+            keys.
     """
+    if isinstance(predictor, Multistep):
+        raise ValueError("Langevin corrections need a predictor of one step, such as ddim(); got a multistep method.")
     if corrections < 1 or not 0 < snr < 1:
         raise ValueError(f"Expected corrections >= 1 and snr in (0, 1), got {corrections} and {snr}.")
 
@@ -185,7 +220,7 @@ def sample(
     x_init: Float[Array, "b ..."],
     grid: Float[Array | np.ndarray, "..."],
     schedule: Schedule,
-    step: Step | None = None,
+    step: Step | Multistep | None = None,
     key: Key[Array, "b"] | None = None,
 ) -> Float[Array, "b ..."]:
     """Runs the chain down the grid.
@@ -196,7 +231,7 @@ def sample(
         grid: `(steps + 1,)` or `(steps + 1, frame)`, each column falling or level. A frame whose time does
             not change in a step is left as it is, bit for bit.
         schedule: Noise schedule.
-        step: `ddim(eta)`, `euler()` or `heun()`; None is `ddim()`.
+        step: `ddim(eta)`, `euler()`, `heun()` or `dpmpp_2m()`; None is `ddim()`.
         key: One a member, from `member_keys`; only steps that draw noise need it.
 
     Raises:
@@ -207,16 +242,20 @@ def sample(
         _check_grid(np.asarray(grid), x_init.shape)
     grid = jnp.asarray(grid, x_init.dtype)
 
-    def advance(x_t, row):
-        index, t, s = row
-        t, s = (broadcast_time(jnp.broadcast_to(v, (x_t.shape[0], *v.shape)), x_t) for v in (t, s))
-        # Index 0 of a member's key is for its initial noise.
-        keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(k, index + 1))(key)
-        x_s = step(denoiser, x_t, t, s, schedule, keys)
-        return jnp.where(expand_like(t == s, x_t) > 0, x_t, x_s), None
+    def advance(carry, row):
+        (x_t, x0_before), (index, *times) = carry, row
+        before, t, s = (broadcast_time(jnp.broadcast_to(v, (x_t.shape[0], *v.shape)), x_t) for v in times)
+        if isinstance(step, Multistep):
+            x_s, x0_before = step.step(denoiser, x_t, before, t, s, schedule, x0_before)
+        else:
+            # Index 0 of a member's key is for its initial noise.
+            keys = None if key is None else jax.vmap(lambda k: jax.random.fold_in(k, index + 1))(key)
+            x_s = step(denoiser, x_t, t, s, schedule, keys)
+        return (jnp.where(expand_like(t == s, x_t) > 0, x_t, x_s), x0_before), None
 
-    steps = grid.shape[0] - 1
-    return jax.lax.scan(advance, x_init, (jnp.arange(steps), grid[:-1], grid[1:]))[0]
+    rows = jnp.arange(grid.shape[0] - 1), jnp.concatenate([grid[:1], grid[:-2]]), grid[:-1], grid[1:]
+    x0_before = x_init if isinstance(step, Multistep) else None  # the first step does not use it
+    return jax.lax.scan(advance, (x_init, x0_before), rows)[0][0]
 
 
 def _check_grid(grid: np.ndarray, shape: tuple[int, ...]) -> None:

@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 
 ALPHA_MIN = 1e-3
 SIGMA_MIN = 1e-3
+LAST_TIME = 0.01
+"""Above 0, of a time grid with equal steps in logit(t)."""
 
 
 class Schedule(NamedTuple):
@@ -67,20 +69,26 @@ SCHEDULES = {"rectified": rectified, "cosine": cosine, "vp": vp, "ve": ve}
 
 
 def time_grid(
-    steps: int, frames: int | None = None, known: Sequence[int] = (), start: float = 0.98, end: float = 0.0
+    steps: int,
+    frames: int | None = None,
+    known: Sequence[int] = (),
+    start: float = 0.98,
+    end: float = 0.0,
+    spacing: str = "linear",
 ) -> Float[Array, "..."]:
-    """Equal steps from `start` down to 0, or down to `end` and from there to 0 at once.
+    """Steps from `start` down to 0, or down to `end` and from there to 0 at once.
 
     Chains start a little below 1 because gamma = sigma^2 / alpha, the weight of guidance, grows without bound
-    there. An `end` above 0 leaves out the low noise at which a network tells small scales from noise no more: the
-    sample is then its x0_hat of that time.
+    there. An `end` above 0 leaves out lower noise: the sample is the network's x0_hat of that time.
 
     Args:
         steps: Number of steps of the sampler.
         frames: Number of frames of the video; None gives one time for all frames.
         known: Indices of the frames that are known; their columns are 0. Negative ones count from the end.
         start: Time of the first row.
-        end: Time of the last row but one; 0 leaves it to equal steps.
+        end: Time of the last row but one; 0 leaves it to equal steps, which in logit(t) end at 0.01.
+        spacing: "linear", equal steps in t, or "logit", equal steps in logit(t): on the rectified schedule in the
+            log-SNR, of which large scales need more at high noise, and small ones at low noise.
 
     Returns:
         `(steps + 1,)`, or `(steps + 1, frames)` where `frames` is given.
@@ -97,7 +105,13 @@ def time_grid(
         raise ValueError(
             f"A time grid ends in [0, {start}), below its start, by two steps or more; got {end} by {steps}."
         )
-    times = np.append(np.linspace(start, end, steps), 0.0) if end else np.linspace(start, 0.0, steps + 1)
+    if spacing == "linear":
+        times = np.append(np.linspace(start, end, steps), 0.0) if end else np.linspace(start, 0.0, steps + 1)
+    elif spacing == "logit":
+        first, last = (np.log(t / (1 - t)) for t in (min(start, 1 - ALPHA_MIN), end or min(LAST_TIME, start / 2)))
+        times = np.append(1 / (1 + np.exp(-np.linspace(first, last, steps))), 0.0)
+    else:
+        raise ValueError(f'The spacing of a time grid is "linear" or "logit", got {spacing!r}.')
     if frames is None:
         if len(known):
             raise ValueError(f"Known frames {tuple(known)} need a grid with one column a frame: give frames.")
