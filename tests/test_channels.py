@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -204,11 +205,14 @@ def test_stack_refuses():
 
 
 def test_files_of_before_load(tmp_path):
-    """They name channels by pairs of name and level; those packaged are such files."""
+    """They name channels by pairs of name and level."""
     chosen = channels(["temperature", "total_precipitation_6hr"], [500])
-    assert load_prior(embedded("prior.npz")).statistics.channels == channels(None, [250, 500, 700, 850])
-    assert Covariance.load(embedded("covariance.json")).channels == channels(None, [250, 500, 700, 850])
     pairs = [[c.name, c.level] for c in chosen]
+    packaged = json.loads(Path(embedded("covariance.json")).read_text())
+    names = [[c.name, c.level] for c in Covariance.load(embedded("covariance.json")).channels]
+    (tmp_path / "covariance.json").write_text(json.dumps(packaged | {"channels": names}))
+    older = Covariance.load(tmp_path / "covariance.json")
+    assert older.channels == load_prior(embedded("prior.npz")).statistics.channels
     statistics = Statistics(chosen, np.zeros(2), np.ones(2), np.ones(2))
     assert Statistics.from_dict(statistics.to_dict() | {"channels": pairs}).channels == chosen
     grid = Grid(synthetic.LATITUDE, synthetic.LONGITUDE)

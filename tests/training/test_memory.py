@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wind_jax.diffusion.loss import diffusion_forcing_loss
+from wind_jax.diffusion.loss import Objective, diffusion_forcing_loss
 from wind_jax.diffusion.schedule import rectified
 from wind_jax.model.flops import backward_bytes
 from wind_jax.model.uvit import UViTConfig
@@ -42,7 +42,7 @@ def test_prediction_is_near_what_the_compiler_reports(shape, remat, dtype):
     def loss(params, batch, key=None):
         network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
         return diffusion_forcing_loss(
-            network, batch["x"], jax.random.key(0), rectified(), jnp.ones((16, 1, 8)), "preconditioned"
+            network, batch["x"], jax.random.key(0), rectified(), jnp.ones((16, 1, 8)), Objective("preconditioned")
         )
 
     state, shardings = abstract_state(config, OPTIMIZER), state_sharding(config, OPTIMIZER, mesh)
