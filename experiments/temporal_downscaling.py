@@ -14,6 +14,7 @@ from wind_jax.experiments import defaults
 def get_config() -> ConfigDict:
     c = defaults.inference("temporal_downscaling")
     c.workdir = "runs/temporal_downscaling"
-    c.guidance.mmps.iterations = 4  # sums of rain, which are nonlinear in the prior's units, need more than means
+    c.sampler.steps = 24
+    c.guidance.mmps.iterations = 6  # sums of rain, which are nonlinear in the prior's units, need more than means
     c.guidance.mmps.solver = "gmres"  # CG diverges on the Jacobian of a learned denoiser at t > 0.7: docs/guidance.md
     return c

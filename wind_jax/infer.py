@@ -177,13 +177,13 @@ def _infer(c: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
                         for window, frames in enumerate(drawn, first):
                             x = np.asarray(frames)
                             lead = new_leads(problem, prior.frames, window)
-                            if not np.isfinite(x).all():
+                            fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
+                            if not (np.isfinite(x).all() and np.isfinite(fields).all()):
                                 begun = window * (prior.frames - problem.overlap)
                                 start = plausible(prior, inputs[begun : begun + prior.frames], known)
                                 observation = problem.observe(problem.told(case, window)) if steered else None
                                 kept = None if position.fresh else folder
                                 raise ValueError(diverged(case, window, steered, observation, start, kept))
-                            fields = statistics.physical(x[: members.stop - members.start, : lead.stop - lead.start])
                             posterior.write(case, lead, fields, members=members)
                             posterior.sync(case, lead, members)
                             known = last_frames(known, x, problem.overlap)
