@@ -296,7 +296,7 @@ def is_positive(tree: Any) -> bool:
 
 
 POSITIVE = Rule("above 0", lambda value: value > 0)
-NOT_EMPTY = Rule("not empty", bool)
+NOT_EMPTY = Rule("not empty", lambda value: value is False or bool(value))
 PERIOD = Rule("two dates such as ('2018-11-01', '2018-11-30'), or empty", is_period)
 NAMES = Rule(
     "names of variables such as ('temperature',), or empty",

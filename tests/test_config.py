@@ -308,3 +308,11 @@ def test_nothing_is_opened_before_the_values_are_checked(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="expected a whole number, 1 or more"):
             module.main(["--config", experiment, f"--config.{argument}"])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_switch_that_is_off_is_not_empty():
+    """`data.climatology` is a file's name for inference and a switch for training."""
+    c, _ = config.load(["--config", "speedy", "--config.data.climatology=False"], "training")
+    assert c.data.climatology is False
+    with pytest.raises(ValueError, match="not empty"):
+        config.load(["--config", "sparse_obs", "--config.data.climatology="], "inference")
