@@ -107,7 +107,7 @@ def make_validation(
         relative = jax.vmap(mean)(error).mean(0) / jax.vmap(mean)(persistence).mean(0)
         metrics["forecast_crps"] = relative.mean()
 
-        centre = trained.mean(batch["inputs"])
+        centre = jnp.broadcast_to(trained.mean(batch["inputs"]), x.shape)
         free, truth = chains(trained, batch, free_key, 0), x - centre
         drawn, there = power(free - jnp.expand_dims(centre, 1)), power(truth)
         metrics |= by_channel("variance", drawn.sum(0) / there.sum(0))
