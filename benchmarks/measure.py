@@ -21,7 +21,7 @@ from wind_jax.diffusion.reference import Spectrum
 from wind_jax.model.uvit import UViT
 from wind_jax.prior import Prior, pure_params
 from wind_jax.sphere import Grid
-from wind_jax.train import architecture
+from wind_jax.train import architecture, filters
 
 PEAK_FLOP_PER_S = {
     "A100": 312e12,
@@ -63,7 +63,7 @@ def random_prior(c: ConfigDict) -> Prior:
     height, width = c.data.grid
     one = np.ones(model.channels, np.float32)
     spectrum = None
-    if c.diffusion.reference == "spectrum":
+    if filters(c):
         spectrum = Spectrum(
             np.ones((width, height, height), np.float32), np.ones((width, height, one.size), np.float32)
         )

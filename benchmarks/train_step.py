@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from measure import arguments, compiled, median_seconds, peak_memory, random_prior, report, share_of_peak
 
-from wind_jax.diffusion.loss import Objective, Patterns, Times, diffusion_forcing_loss
+from wind_jax.diffusion.loss import diffusion_forcing_loss
 from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.model.flops import matmul_flops
-from wind_jax.prior import apply, graph
+from wind_jax.prior import apply, graph, informed
+from wind_jax.train import training_objective
 from wind_jax.training.mesh import batch_sharding, check_batch, make_mesh, process_rows, put_batch
 from wind_jax.training.state import abstract_state, init_state, make_optimizer, make_train_step, state_sharding
 
@@ -28,15 +29,11 @@ check_batch(mesh, c.batch_size, model.longitude)
 graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
 optimizer = make_optimizer(**c.optimizer.to_dict())
 weights = jnp.ones((model.latitude, 1, model.channels), jnp.float32)
-settings = c.loss.to_dict()
-patterns, times = Patterns(**settings["patterns"]), Times(**settings["times"])
-objective = Objective(c.diffusion.prediction, settings["weighting"], patterns, times)
+objective = training_objective(c)
 
 
 def loss(params, batch, key):
-    def network(x_t, t, *estimate):
-        return apply(graphdef, params, x_t, t, jnp.concatenate([batch["inputs"], *estimate], axis=-1))
-
+    network = informed(graphdef, params, batch["inputs"])
     return diffusion_forcing_loss(network, batch["x"], key, schedule, weights, objective, prior.reference)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -111,12 +111,7 @@ class Prior:
         Args:
             inputs: as of `Prior.inputs`, (t, h, w, f) shared by all members or (b, t, h, w, f).
         """
-        graphdef = graph(self.config)
-
-        def network(x_t, t, *estimate):
-            whole = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
-            return apply(graphdef, self.params, x_t, t, jnp.concatenate([whole, *estimate], axis=-1))
-
+        network = informed(graph(self.config), self.params, inputs)
         denoiser = make_denoiser(network, self.schedule, self.prediction, self.reference)
         return denoiser if self.climatology is None else about(self.mean(inputs), denoiser, self.schedule)
 
@@ -136,6 +131,25 @@ def graph(config: UViTConfig) -> nnx.GraphDef:
 def apply(graphdef: nnx.GraphDef, params: Any, x_t: jax.Array, t: jax.Array, forcings: jax.Array) -> jax.Array:
     """Pure form of the network: nested dict of parameters and inputs (b, t, h, w, .) -> output (b, t, h, w, c)."""
     return nnx.merge(graphdef, nnx.State(params))(x_t, t, forcings)
+
+
+def informed(
+    graphdef: nnx.GraphDef, params: Any, inputs: Float[Array | np.ndarray, "*b t h w f"]
+) -> Callable[..., jax.Array]:
+    """The network with its inputs, as `make_denoiser` takes it: `(x_t, t)`, or `(x_t, t, estimate)`, to its output.
+
+    Args:
+        graphdef: from `graph`.
+        params: of the network.
+        inputs: as of `Prior.inputs`, (t, h, w, f) shared by all samples or (b, t, h, w, f). The estimate of a
+            `Spectrum` comes after them.
+    """
+
+    def network(x_t, t, *estimate):
+        whole = jnp.broadcast_to(inputs, (x_t.shape[0], *inputs.shape[-4:]))
+        return apply(graphdef, params, x_t, t, jnp.concatenate([whole, *estimate], axis=-1))
+
+    return network
 
 
 def save_prior(path: str | os.PathLike, prior: Prior, dtype: str = "float32") -> None:

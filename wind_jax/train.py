@@ -37,7 +37,7 @@ from wind_jax.diffusion.schedule import SCHEDULES
 from wind_jax.files import join, write_bytes
 from wind_jax.model.flops import matmul_flops
 from wind_jax.model.uvit import UViTConfig
-from wind_jax.prior import Prior, apply, graph, load_prior, save_prior
+from wind_jax.prior import Prior, apply, graph, informed, load_prior, save_prior
 from wind_jax.progress import Progress
 from wind_jax.sphere import cell_area
 from wind_jax.training import processes
@@ -130,14 +130,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
             "config.data.frames."
         )
     graphdef, schedule = graph(model), SCHEDULES[c.diffusion.schedule]()
-    loss_settings = c.loss.to_dict()
-    objective = Objective(
-        c.diffusion.prediction,
-        loss_settings["weighting"],
-        Patterns(**loss_settings["patterns"]),
-        Times(**loss_settings["times"]),
-    )
-    objective.check(c.data.frames)
+    objective = training_objective(c)
     if c.diffusion.reference == "spectrum" and objective.prediction != "preconditioned":
         raise ValueError(
             f'config.diffusion.reference is "spectrum" and prediction {objective.prediction!r}: a spectrum is for '
@@ -147,9 +140,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
 
     def make_loss(weights, reference, guess=None):
         def loss(params, batch, key):
-            def network(x_t, t, *estimate):
-                return apply(graphdef, params, x_t, t, jnp.concatenate([batch["inputs"], *estimate], axis=-1))
-
+            network = informed(graphdef, params, batch["inputs"])
             x, mean = batch["x"], batch["inputs"][..., len(FORCING_NAMES) :] if c.data.climatology else 0.0
             if guess:
                 return specialist_loss(estimate(network, jax.vmap(guess)(x), mean), x, weights)
@@ -160,7 +151,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
     make_step = lambda loss: make_train_step(loss, optimizer, c.ema, c.seed, shardings)
     abstract = abstract_state(model, optimizer)
     x = jax.ShapeDtypeStruct((c.batch_size, c.data.frames, height, width, len(chosen)), jnp.float32)
-    filtered = _filtered(c)
+    filtered = filters(c)
     inputs = jax.ShapeDtypeStruct((*x.shape[:-1], model.forcings - filtered * len(chosen)), jnp.float32)
     forcings = inputs.update(shape=(*x.shape[:-1], model.forcings))
     t = jax.ShapeDtypeStruct(x.shape[:2], jnp.float32)
@@ -265,9 +256,7 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         if c.init:
             state = begin_from(load_prior(c.init), model, state)
             say(f"training begins from the parameters of {c.init}")
-    weights = loss_weights(
-        cell_area(store.grid), chosen, statistics, loss_settings["channels"], loss_settings["surface_weights"]
-    )
+    weights = loss_weights(cell_area(store.grid), chosen, statistics, c.loss.channels, c.loss.surface_weights.to_dict())
     train_step = make_step(make_loss(jnp.asarray(weights), prior.reference, guess))
     v = c.validation
     if guess:
@@ -412,7 +401,15 @@ def _train(c: ConfigDict, dry_run: bool, termination: Termination, closing: cont
         say(f"finished {step} steps; the prior is {prior_path}")
 
 
-def _filtered(c: ConfigDict) -> bool:
+def training_objective(c: ConfigDict) -> Objective:
+    """What the network of a config learns, checked."""
+    patterns, times = Patterns(**c.loss.patterns.to_dict()), Times(**c.loss.times.to_dict())
+    objective = Objective(c.diffusion.prediction, c.loss.weighting, patterns, times)
+    objective.check(c.data.frames)
+    return objective
+
+
+def filters(c: ConfigDict) -> bool:
     """Whether the network has the estimate of a spectrum as an input; a specialist has no noise to filter."""
     return c.diffusion.reference == "spectrum" and not c.specialist
 
@@ -425,7 +422,7 @@ def architecture(c: ConfigDict) -> tuple[tuple[Channel, ...], UViTConfig]:
         channels=len(chosen),
         latitude=height,
         longitude=width,
-        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + _filtered(c)),
+        forcings=len(FORCING_NAMES) + len(chosen) * (c.data.climatology + filters(c)),
         **c.model.to_dict(),
     )
 

@@ -92,11 +92,16 @@ def fourier_basis(width: int) -> Float[np.ndarray, "w w"]:
     >>> fourier_basis(4).round(3).tolist()
     [[0.5, 0.5, 0.5, 0.5], [0.707, 0.0, -0.707, -0.0], [0.0, 0.707, 0.0, -0.707], [0.5, -0.5, 0.5, -0.5]]
     """
-    wavenumber = (np.arange(width) + 1) // 2
+    wavenumber = _wavenumbers(width)
     angle = 2 * np.pi / width * np.outer(wavenumber, np.arange(width))
     basis = np.where((np.arange(width) % 2 == 1)[:, None], np.cos(angle), np.sin(angle))
     basis[0] = 1.0
     return basis / np.linalg.norm(basis, axis=1, keepdims=True)
+
+
+def _wavenumbers(width: int) -> np.ndarray:
+    """Zonal wavenumber (w,) of each function of `fourier_basis`."""
+    return (np.arange(width) + 1) // 2
 
 
 def fit_spectrum(x: Float[np.ndarray, "n h w c"]) -> Spectrum:
@@ -114,7 +119,7 @@ def fit_spectrum(x: Float[np.ndarray, "n h w c"]) -> Spectrum:
     waves = np.einsum("jw,nhwc->jnhc", fourier_basis(w).astype(x.dtype), x, optimize=True)
     profiles, variance = np.empty((w, h, h), np.float32), np.empty((w, h, c), np.float32)
     for wavenumber in range(w // 2 + 1):
-        functions = np.arange(w)[(np.arange(w) + 1) // 2 == wavenumber]  # its cosine and its sine
+        functions = np.flatnonzero(_wavenumbers(w) == wavenumber)  # its cosine and its sine
         values = waves[functions].reshape(-1, h, c).astype(np.float64)
         power = np.maximum((values**2).mean(axis=(0, 1)), 1e-30)  # so that every channel counts alike
         rows = (values / np.sqrt(power)).transpose(0, 2, 1).reshape(-1, h)

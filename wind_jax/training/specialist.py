@@ -16,7 +16,7 @@ from wind_jax.data.normalize import Statistics
 from wind_jax.evaluation.baselines import refined, upsampled
 from wind_jax.evaluation.metrics import cell_mean
 from wind_jax.observations.twins import as_fields, check_means, means
-from wind_jax.prior import Prior, apply, graph
+from wind_jax.prior import Prior, graph, informed
 from wind_jax.sphere import Grid, area_weights, coarsening
 
 Video = Float[Array, "t h w c"]
@@ -97,7 +97,7 @@ def make_specialist_validation(
     def validate(params, batch, key):
         del key  # nothing is drawn
         x, first = batch["x"], jax.vmap(guess)(batch["x"])
-        network = lambda x_t, t: apply(graphdef, params, x_t, t, batch["inputs"])
+        network = informed(graphdef, params, batch["inputs"])
         x_hat = estimate(network, first, specialist.mean(batch["inputs"]))
         return {"loss": specialist_loss(x_hat, x, weights)} | specialist_scores(x_hat, first, x, specialist.grid)
 
