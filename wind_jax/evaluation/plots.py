@@ -44,6 +44,7 @@ _DISPLAY = {
     "10m_u_component_of_wind": Display("10 m zonal wind", "m/s", 1.0, 0.0, "PuOr_r"),
     "10m_v_component_of_wind": Display("10 m meridional wind", "m/s", 1.0, 0.0, "PuOr_r"),
     "mean_sea_level_pressure": Display("Sea-level pressure", "hPa", 1e-2, 0.0, "cividis"),
+    "surface_pressure": Display("Surface pressure", "hPa", 1e-2, 0.0, "cividis"),
     "10m_wind_speed": Display("10 m wind speed", "m/s", 1.0, 0.0, "viridis"),
     "total_precipitation_6hr": Display("Precipitation in 6 h", "mm", 1e3, 0.0, "YlGnBu"),
 }
